@@ -1,0 +1,110 @@
+"""What every exercise has around it: one run a seed, results.json, errors in one line."""
+
+import functools
+import sys
+import time
+from pathlib import Path
+from statistics import fmean, stdev
+
+from config import complete_config
+from models import count_parameters
+from tracking import write_json
+
+
+def experiment(function):
+    """Decorate `main(config)` of an exercise.
+
+    It gets a checked config with the run folder named, and its results are completed and written
+    to results.json. With config["seeds"] it runs once a seed. In a script that is run by its name,
+    a mistake of the user's ends in one line and exit code 2; imported, `main` raises.
+    """
+    name = Path(function.__code__.co_filename).stem
+
+    @functools.wraps(function)
+    def main(config):
+        config = complete_config(config, name)
+        return run_seeds(function, name, config) if config["seeds"] else run(function, name, config)
+
+    return exit_cleanly(main) if function.__module__ == "__main__" else main
+
+
+def run(function, name, config):
+    """Run the exercise once; print, write and return its results."""
+    start = time.perf_counter()
+    results = {"exercise": name, "config": config, **function(config)}
+    results |= {"seconds": time.perf_counter() - start, "run_dir": config["run_dir"]}
+    write_json(Path(config["run_dir"]) / "results.json", results)
+    print(result_lines(results), flush=True)
+    return results
+
+
+def run_seeds(function, name, config):
+    """Run the exercise once a seed, in folders seed_<n>; return all results, mean and deviation."""
+    folder = Path(config["run_dir"])
+    runs = []
+    for seed in config["seeds"]:
+        single = config | {"seed": seed, "seeds": [], "run_dir": str(folder / f"seed_{seed}")}
+        runs.append(run(function, name, single))
+    pick = {
+        f"{split}_{metric}": [r[split][metric] for r in runs]
+        for split in ("val", "test")
+        for metric in ("accuracy", "loss")
+    }
+    results = {
+        "exercise": name,
+        "config": config,
+        "seeds": config["seeds"],
+        "runs": runs,
+        "mean": {key: fmean(values) for key, values in pick.items()},
+        "std": {key: stdev(v) if len(v) > 1 else 0.0 for key, v in pick.items()},
+        "run_dir": config["run_dir"],
+    }
+    write_json(folder / "results.json", results)
+    mean, std = results["mean"], results["std"]
+    print(
+        f"{len(runs)} seeds: test accuracy {mean['test_accuracy']:.4f} +- "
+        f"{std['test_accuracy']:.4f}, test loss {mean['test_loss']:.4f} +- {std['test_loss']:.4f}"
+    )
+    return results
+
+
+def summarise(model, val_accuracies, val_losses, test):
+    """The results of one training: validation at its best epoch (from 1), test, size."""
+    best = max(range(len(val_accuracies)), key=val_accuracies.__getitem__)
+    return {
+        "val": {
+            "accuracy": val_accuracies[best],
+            "loss": val_losses[best],
+            "best_epoch": best + 1,
+        },
+        "test": test,
+        "epochs": len(val_accuracies),
+        "parameters": count_parameters(model),
+    }
+
+
+def result_lines(results):
+    val, test = results["val"], results["test"]
+    return (
+        f"validation: accuracy {val['accuracy']:.4f} in epoch {val['best_epoch']}, its best\n"
+        f"test: accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} (mean per image)\n"
+        f"{results['seconds']:.0f} s; results, plots and checkpoints are in {results['run_dir']}\n"
+        f"curves: tensorboard --logdir {results['run_dir']}"
+    )
+
+
+def exit_cleanly(main):
+    """Exit codes: 0 done, 2 the user can mend it, 1 ours (with a traceback), 130 interrupted."""
+
+    @functools.wraps(main)
+    def wrapped(config):
+        try:
+            return main(config)
+        except (ValueError, FileNotFoundError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("stopped; go on with --resume and the run folder above", file=sys.stderr)
+            raise SystemExit(130) from None
+
+    return wrapped

@@ -1,0 +1,216 @@
+"""The networks: MLP, SkipMLP and CNN. Plain arguments in, logits out.
+
+Axis letters: N images, C channels, H x W pixels, K classes, h x w the cells of the last map.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from config import fit_model
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them: images (N, ...) -> logits (N, K).
+
+    `layer_sizes` runs from the number of input values to K, so [784, 64, 64, 10] has three layers.
+    """
+
+    def __init__(self, layer_sizes):
+        super().__init__()
+        layers = []
+        for in_features, out_features in pairwise(layer_sizes):
+            layers += [nn.Linear(in_features, out_features), nn.ReLU()]
+        self.layers = nn.Sequential(*layers[:-1])  # no ReLU after the logits
+
+    def forward(self, images):
+        return self.layers(images.flatten(1))
+
+
+class SkipBlock(nn.Module):
+    """A residual block x + f(x): (N, in_features) -> (N, out_features). He et al. 2016.
+
+    f is Linear-ReLU-(Dropout)-Linear. Where the sizes differ, a Linear bridge takes x across.
+    """
+
+    def __init__(self, in_features, out_features, dropout=0.0):
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.Linear(in_features, out_features),
+            nn.ReLU(),
+            *([nn.Dropout(dropout)] if dropout else []),
+            nn.Linear(out_features, out_features),
+        )
+        same = in_features == out_features
+        self.shortcut = nn.Identity() if same else nn.Linear(in_features, out_features)
+
+    def forward(self, features):
+        return self.shortcut(features) + self.block(features)
+
+
+class SkipMLP(nn.Module):
+    """MLP of residual blocks: images (N, ...) -> logits (N, K).
+
+    The first and the last layer are Linear, every layer between them is a SkipBlock, whose
+    identity path carries the gradient past it, so that depth stops hurting. No ReLU stands outside
+    the blocks: with its blocks at zero the network is its first and its last layer.
+    """
+
+    def __init__(self, layer_sizes, dropout=0.0):
+        super().__init__()
+        first, *hidden, last = layer_sizes
+        if not hidden:
+            raise ValueError(f"SkipMLP needs at least one hidden size, got {list(layer_sizes)}")
+        self.first = nn.Linear(first, hidden[0])
+        self.blocks = nn.Sequential(*(SkipBlock(a, b, dropout) for a, b in pairwise(hidden)))
+        self.last = nn.Linear(hidden[-1], last)
+
+    def forward(self, images):
+        return self.last(self.blocks(self.first(images.flatten(1))))
+
+
+class ConvLayer(nn.Module):
+    """Conv-BatchNorm-ReLU-Dropout2d-MaxPool: (N, C, H, W) -> (N, C', H', W').
+
+    With `residual`, the input is added before the ReLU, through a 1x1 convolution where the shapes
+    differ (He et al. 2016).
+    """
+
+    def __init__(
+        self, in_channels, channels, kernel_size, stride, padding, dropout, pool, residual=False
+    ):
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, channels, kernel_size, stride, padding, bias=False
+        )  # the BatchNorm that follows has its own bias
+        self.norm = nn.BatchNorm2d(channels)
+        self.shortcut = None
+        if residual and 2 * padding != kernel_size - 1:
+            raise ValueError(
+                f"a residual layer needs padding (kernel_size - 1) / 2, so that both paths end in "
+                f"the same size; got kernel_size {kernel_size} and padding {padding}"
+            )
+        if residual:
+            same = in_channels == channels and stride == 1
+            self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, channels, 1, stride)
+        self.dropout = nn.Dropout2d(dropout) if dropout else nn.Identity()
+        self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
+
+    def forward(self, images):
+        features = self.norm(self.conv(images))
+        if self.shortcut is not None:
+            features = features + self.shortcut(images)
+        return self.pool(self.dropout(torch.relu(features)))
+
+
+class CNN(nn.Module):
+    """Fully convolutional network: images (N, C, H, W) -> logits (N, K).
+
+    `layers` has one entry a layer: an int (its channels), or a dict with "channels" that overrides
+    kernel_size, stride, padding, dropout or pool (2 by default, 1 for none) for that layer alone.
+    A layer pools only while its map keeps `min_map` cells a side. The head is global average
+    pooling and one Linear, so that every CNN can be explained by class activation maps (Zhou et
+    al. 2016): `features` is what enters the average, (N, C', h, w), and `classifier` weighs it.
+
+    Raises ValueError for an unknown key of a layer, and where a layer would leave no cell.
+    """
+
+    def __init__(
+        self,
+        layers,
+        image_size=32,
+        in_channels=3,
+        num_classes=10,
+        kernel_size=3,
+        stride=1,
+        padding=1,
+        dropout=0.0,
+        residual=False,
+        min_map=1,
+    ):
+        super().__init__()
+        defaults = {
+            "kernel_size": kernel_size,
+            "stride": stride,
+            "padding": padding,
+            "dropout": dropout,
+            "pool": 2,
+        }
+        blocks, side = [], image_size
+        for number, layer in enumerate(layers, start=1):
+            settings = defaults | (layer if isinstance(layer, dict) else {"channels": layer})
+            if unknown := settings.keys() - defaults.keys() - {"channels"}:
+                raise ValueError(f"layer {number} of the CNN: unknown {sorted(unknown)}")
+            side = (side + 2 * settings["padding"] - settings["kernel_size"]) // settings["stride"]
+            side += 1
+            if side < 1:
+                raise ValueError(
+                    f"layer {number} of the CNN leaves no cell of a {image_size}x{image_size} "
+                    f"image: use fewer layers, smaller strides or larger images"
+                )
+            if settings["pool"] > 1 and side // settings["pool"] >= min_map:
+                side //= settings["pool"]
+            else:
+                settings["pool"] = 1
+            blocks.append(ConvLayer(in_channels, residual=residual, **settings))
+            in_channels = settings["channels"]
+        self.layers = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(in_channels, num_classes)
+
+    def features(self, images):
+        return self.layers(images)
+
+    def forward(self, images):
+        return self.classifier(self.features(images).mean((2, 3)))
+
+
+MODELS = {"mlp": MLP, "skip_mlp": SkipMLP, "cnn": CNN}
+
+
+def build_model(config):
+    """The network of config["model"], its weights drawn from config["seed"].
+
+    Sizes that the data set fixes are filled in where they are missing, so this also rebuilds a
+    network from the config of a checkpoint. The global random state is left as it was.
+    """
+    model = fit_model(config)
+    if "layers" in model and model["kind"] != "cnn":
+        model["layer_sizes"] = model.pop("layers")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config["seed"])
+        return MODELS[model.pop("kind")](**model)
+
+
+def count_parameters(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def layer_table(model, image_shape):
+    """A text table of the layers that hold weights: name, output shape, parameters.
+
+    `image_shape` is (C, H, W). Runs one blank image through the network.
+    """
+    rows = []
+
+    def note(name):
+        def hook(module, inputs, output):
+            shape = " x ".join(str(size) for size in output.shape[1:])
+            rows.append((name, type(module).__name__, shape, count_parameters(module)))
+
+        return hook
+
+    leaves = [(name, m) for name, m in model.named_modules() if not list(m.children())]
+    drawn = [(n, m) for n, m in leaves if count_parameters(m) or isinstance(m, nn.MaxPool2d)]
+    hooks = [module.register_forward_hook(note(name)) for name, module in drawn]
+    training = model.training
+    reference = next(model.parameters())
+    with torch.no_grad():
+        model.eval()(reference.new_zeros(1, *image_shape))
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    rows.append(("total", "", "", count_parameters(model)))
+    lines = [f"{'layer':<24}{'type':<14}{'output':<18}{'parameters':>12}"]
+    lines += [f"{name:<24}{kind:<14}{shape:<18}{count:>12,}" for name, kind, shape, count in rows]
+    return "\n".join(lines)

@@ -1,0 +1,170 @@
+"""Where a run leaves its traces: one folder, and one log(metrics, step) with three sinks."""
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+
+def open_run(config):
+    """Create the run folder with config.json and manifest.json; return its path.
+
+    Raises ValueError where another run is there already, unless the config resumes it.
+    """
+    folder = Path(config["run_dir"])
+    try:
+        for name in ("checkpoints", "tensorboard", "plots"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        mode = "w" if config["resume"] != "none" else "x"  # "x": of two runs that start, one wins
+        with (folder / "config.json").open(mode, encoding="utf-8") as file:
+            json.dump(config, file, indent=2)
+    except FileExistsError:
+        raise ValueError(
+            f"run folder {folder} already exists: go on with --resume {folder}, or choose another "
+            f"--run_dir"
+        ) from None
+    except OSError as error:
+        raise ValueError(f"run folder {folder} cannot be written: {error.strerror}") from None
+    return folder
+
+
+def write_json(path, content):
+    """Write `content`, tensors as lists, so that a reader never sees half a file."""
+    text = json.dumps(content, indent=2, default=lambda value: value.tolist())
+    unfinished = Path(path).with_suffix(".tmp")
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def write_manifest(folder, config, train_set, device):
+    """What it takes to repeat the run: command, commit, versions, device, threads, data."""
+    write_json(
+        folder / "manifest.json",
+        {
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "commit": git_commit(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "device": device_name(device),
+            "threads": torch.get_num_threads(),
+            "dataset": config["dataset"],
+            "data_sha256": fingerprint(train_set),
+        },
+    )
+
+
+def git_commit():
+    """The commit of this code, with a plus where files differ from it; "unknown" without git."""
+    here = Path(__file__).parent
+
+    def git(*arguments):
+        return subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def device_name(device):
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {device.type}, {os.cpu_count()} cores"
+
+
+def fingerprint(dataset):
+    """A SHA-256 of up to 1,000 evenly spread images and all labels."""
+    import hashlib
+
+    step = max(1, len(dataset) // 1000)
+    digest = hashlib.sha256(dataset.images[::step].cpu().contiguous().numpy().tobytes())
+    digest.update(dataset.labels.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Tracker:
+    """log(metrics, step) to TensorBoard, W&B and metrics.csv under the same `split/metric` names.
+
+    `history` holds the rows of the epochs that a resumed run keeps; later ones are dropped from
+    every sink, so that no point is there twice.
+    """
+
+    def __init__(self, folder, config, history, wandb_id=None):
+        self.folder = folder
+        self.metrics_file = folder / "metrics.csv"
+        self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=len(history) + 1)
+        self.wandb = start_wandb(folder, config, wandb_id)
+        self.wandb_id = self.wandb.id if self.wandb else None
+        self.metrics_file.unlink(missing_ok=True)
+        for row in history:
+            self._write_row(row)
+
+    def log(self, metrics, step):
+        """`metrics` maps split/metric to a float; `step` is the epoch, from 1."""
+        self._write_row({"epoch": step} | metrics)
+        for name, value in metrics.items():
+            self.tensorboard.add_scalar(name, value, step)
+        self.tensorboard.flush()
+        if self.wandb:
+            try:
+                self.wandb.log({"epoch": step} | metrics)
+            except Exception as error:
+                self._drop_wandb(error)
+
+    def _write_row(self, row):
+        new = not self.metrics_file.exists()
+        with self.metrics_file.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, row)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def _drop_wandb(self, error):
+        print(f"W&B stopped ({error}); training goes on without it", file=sys.stderr)
+        self.wandb = None
+
+    def close(self):
+        self.tensorboard.close()
+        if self.wandb:
+            try:
+                self.wandb.finish()
+            except Exception as error:
+                self._drop_wandb(error)
+
+
+def start_wandb(folder, config, run_id):
+    """A W&B run, online when logged in and offline otherwise, or None. Never asks, never raises."""
+    if config["wandb_mode"] == "disabled":
+        return None
+    try:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        mode = config["wandb_mode"]
+        if mode == "auto":
+            mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
+        run = wandb.init(
+            project="lab01",
+            group=folder.parent.name,
+            name=folder.name,
+            id=run_id,
+            resume="allow" if run_id and mode == "online" else None,
+            dir=str(folder),
+            config=config,
+            mode=mode,
+            settings=wandb.Settings(finish_timeout=30, init_timeout=30, silent=True),
+        )
+        run.define_metric("*", step_metric="epoch")
+        return run
+    except Exception as error:
+        print(f"W&B could not start ({error}); training goes on without it", file=sys.stderr)
+        return None

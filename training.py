@@ -1,0 +1,214 @@
+"""The train loop: optimizer, schedule, loss, checkpoints and logs, from one config."""
+
+import math
+import sys
+import time
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from checkpoint import load_checkpoint, load_last, save_checkpoint
+from config import RESUMABLE, complete_config, differences
+from dataset import batches, derive_seed
+from evaluate import evaluate
+from models import CNN, layer_table
+from tracking import Tracker, open_run, write_manifest
+
+
+def train(model, train_set, val_set, config):
+    """Train `model` in place; return (validation accuracies, validation losses), a float an epoch.
+
+    Starts afresh, or goes on from the last checkpoint of config["resume"], on a CPU bit for bit as
+    if it had never stopped. Leaves the weights of the best epoch by validation accuracy in the
+    model, in eval mode. Raises ValueError where the run folder is taken, where the checkpoint is of
+    another config, and where the loss stops being finite.
+    """
+    config = complete_config(config)
+    device = choose_device(config["device"])
+    model.to(device, memory_format=torch.channels_last if isinstance(model, CNN) else None)
+    optimizer = make_optimizer(model, config)
+    steps_per_epoch = math.ceil(len(train_set) / config["batch_size"])
+    scheduler = make_scheduler(optimizer, steps_per_epoch, config)
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    history, wandb_id = restore(parts, config) if config["resume"] != "none" else ([], None)
+
+    folder = open_run(config)
+    write_manifest(folder, config, train_set, device)
+    print(layer_table(model, train_set.images.shape[1:]))
+    print(f"run folder: {folder}", flush=True)
+    train_set, val_set = keep_on(device, train_set), keep_on(device, val_set)
+    forward = torch.autocast(device.type, torch.bfloat16, uses_bfloat16(config, device))(model)
+    tracker = Tracker(folder, config, history, wandb_id)
+    progress = Progress(config["epochs"], len(train_set), history)
+    try:
+        for epoch in range(len(history) + 1, config["epochs"] + 1):
+            metrics = train_epoch(
+                model, forward, progress.watch(train_set, config, epoch), optimizer, scheduler,
+                config, epoch,
+            )  # fmt: skip
+            val = evaluate(model, val_set)
+            metrics |= {"val/loss": val["loss"], "val/accuracy": val["accuracy"]}
+            improved = val["accuracy"] > max((r["val/accuracy"] for r in history), default=-1.0)
+            history.append({"epoch": epoch} | metrics)
+            tracker.log(metrics, epoch)
+            progress.report(history)
+            save(folder, parts, config, history, tracker.wandb_id, improved)
+    finally:
+        progress.close()
+        tracker.close()
+    model.load_state_dict(load_checkpoint(folder / "checkpoints" / "best.pt")["model"])
+    model.eval()
+    return [row["val/accuracy"] for row in history], [row["val/loss"] for row in history]
+
+
+def train_epoch(model, forward, batches, optimizer, scheduler, config, epoch):
+    """One pass over `batches`; the means over its images, as trained: augmented, with dropout.
+
+    `forward` is the model as it is to be called: under autocast, say.
+    """
+    torch.manual_seed(derive_seed(config["seed"], "dropout", epoch))
+    start, learning_rate = time.perf_counter(), scheduler.get_last_lr()[0]
+    total, correct, count = 0.0, 0, 0
+    model.train()
+    for images, labels in batches:
+        logits = forward(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=config["label_smoothing"])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        total += loss.detach() * len(labels)  # stays on the device: .item() would stall every step
+        correct += (logits.detach().argmax(1) == labels).sum()
+        count += len(labels)
+    metrics = {"train/loss": total.item() / count, "train/accuracy": correct.item() / count}
+    if not math.isfinite(metrics["train/loss"]):
+        raise ValueError(
+            f"the loss is {metrics['train/loss']} in epoch {epoch} at learning rate "
+            f"{learning_rate:g}: lower --lr; the checkpoints of the epochs before are whole"
+        )
+    seconds = time.perf_counter() - start
+    return metrics | {"train/lr": learning_rate, "train/images_per_second": count / seconds}
+
+
+def choose_device(name):
+    """CUDA when available, then MPS, then CPU, unless `name` says which."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def uses_bfloat16(config, device):
+    on_by_default = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return {"auto": on_by_default, "bfloat16": True, "float32": False}[config["precision"]]
+
+
+def keep_on(device, dataset):
+    """The data set on `device`, where it takes at most half of the memory that is free there."""
+    if device.type != "cuda" or dataset.images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        return dataset
+    return dataset.to(device)
+
+
+def make_optimizer(model, config):
+    """Adam (Kingma, Ba 2015), AdamW (Loshchilov, Hutter 2019) or SGD with Nesterov momentum."""
+    settings = {"lr": config["lr"], "weight_decay": config["weight_decay"], "fused": True}
+    if config["optimizer"] == "sgd":
+        nesterov = config["momentum"] > 0
+        settings |= {"momentum": config["momentum"], "nesterov": nesterov}
+    optimizers = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    return optimizers[config["optimizer"]](model.parameters(), **settings)
+
+
+def make_scheduler(optimizer, steps_per_epoch, config):
+    """The learning rate as a function of the step, by `schedule_factor`."""
+    total, warmup = config["epochs"] * steps_per_epoch, config["warmup_epochs"] * steps_per_epoch
+
+    def factor(step):
+        return schedule_factor(config["schedule"], step, total, warmup)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def schedule_factor(schedule, step, total, warmup=0):
+    """The share of lr that step 0, 1, ..., total - 1 takes.
+
+    one_cycle climbs from 1/25 over the first 30 % and falls to 1/250,000, along cosines (Smith and
+    Topin 2018, as torch's OneCycleLR has it); cosine falls to 0 (Loshchilov and Hutter 2017).
+    """
+
+    def cosine(start, end, progress):
+        return end + (start - end) / 2 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if schedule == "cosine":
+        return cosine(1.0, 0.0, (step - warmup) / max(1, total - warmup))
+    if schedule == "one_cycle":
+        peak = 0.3 * total - 1
+        if step <= peak:
+            return cosine(1 / 25, 1.0, step / peak)
+        return cosine(1.0, 1 / 25e4, (step - peak) / max(1e-9, total - 1 - peak))
+    return 1.0
+
+
+def restore(parts, config):
+    """Load the last checkpoint of the run in config["resume"]; return (history, wandb_id)."""
+    state = load_last(config["resume"])
+    changed = differences(state["config"], config)
+    changed = {key: pair for key, pair in changed.items() if key not in RESUMABLE}
+    if changed:
+        listed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
+        raise ValueError(
+            f"--resume {config['resume']}: the run was started with another config ({listed}); "
+            f"resume with the same, or start a new run"
+        )
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["history"], state["wandb_id"]
+
+
+def save(folder, parts, config, history, wandb_id, improved):
+    """`best` whenever the validation accuracy rose, `last` every checkpoint_every epochs."""
+    epoch = len(history)
+    periodic = epoch % config["checkpoint_every"] == 0 or epoch == config["epochs"]
+    state = {name: part.state_dict() for name, part in parts.items()}
+    state |= {"epoch": epoch, "config": config, "history": history, "wandb_id": wandb_id}
+    for name, due in (("best.pt", improved), ("last.pt", periodic)):
+        if due:
+            save_checkpoint(folder / "checkpoints" / name, state)
+
+
+class Progress:
+    """A bar with epoch, loss, validation accuracy, best and time left; without a terminal a line an
+    epoch, free of control characters."""
+
+    def __init__(self, epochs, images, history):
+        self.epochs, self.start, self.done = epochs, time.perf_counter(), len(history)
+        self.bar = tqdm(
+            total=epochs * images, initial=len(history) * images, unit=" images", unit_scale=True,
+            disable=None, dynamic_ncols=True, file=sys.stderr,
+            bar_format="{desc}{percentage:3.0f}% |{bar}| {remaining} left{postfix}",
+        )  # fmt: skip
+
+    def watch(self, train_set, config, epoch):
+        """The batches of an epoch, counted as they pass."""
+        self.bar.set_description(f"epoch {epoch}/{self.epochs} ", refresh=False)
+        for images, labels in batches(train_set, config, epoch):
+            yield images, labels
+            self.bar.update(len(labels))
+
+    def report(self, history):
+        row, best = history[-1], max(history, key=lambda row: row["val/accuracy"])
+        text = f"loss {row['train/loss']:.4f}, val {row['val/accuracy']:.4f}"
+        text += f", best {best['val/accuracy']:.4f}"
+        self.bar.set_postfix_str(text)
+        if self.bar.disable:
+            elapsed = time.perf_counter() - self.start
+            left = elapsed / (row["epoch"] - self.done) * (self.epochs - row["epoch"])
+            print(f"epoch {row['epoch']}/{self.epochs}: {text}, {left:.0f} s left", flush=True)
+
+    def close(self):
+        self.bar.close()
