@@ -1,0 +1,75 @@
+"""Exercise 2.3: what does the CNN look at, and can we trust the picture?
+
+python exercise_2_3.py                                        # train, then draw the maps
+python exercise_2_3.py --checkpoint runs/.../best.pt          # draw the maps alone
+python exercise_2_3.py --cam.indices 1936 1526 1527 3535 3536 3537    # of these test images
+python exercise_2_3.py --dataset digits                       # no download
+"""
+
+from cam import cam
+from checkpoint import load_model
+from config import defaults, parse_config
+from dataset import load_datasets
+from evaluate import evaluate
+from experiment import experiment, summarise
+from models import build_model
+from plots import draw_confusion, draw_curves
+from tracking import open_run
+from training import train
+
+config = defaults | {
+    # data
+    "dataset": "imagenette",  # or "digits", which needs no download
+    "image_size": 128,
+    # model
+    "model": {
+        "kind": "cnn",
+        "layers": [32, 64, 128, 256, 256],
+        "dropout": 0.0,
+        "residual": False,
+        "min_map": 8,  # cells a side that the map keeps: a layer pools only while it does
+    },
+    "checkpoint": "none",  # a best.pt: draw its maps, do not train
+    # optimisation
+    "optimizer": "adam",
+    "lr": 1e-3,
+    "batch_size": 64,
+    "epochs": 40,
+    # class activation maps
+    "cam": {
+        "per_class": 3,
+        "indices": [],  # test images to draw instead of a few of every class
+    },
+}
+presets = {
+    "digits": {"dataset": "digits", "epochs": 10},
+}
+
+
+@experiment
+def main(config):
+    if config["checkpoint"] != "none":
+        return explain(config)
+    train_set, val_set, test_set = load_datasets(config)
+    model = build_model(config)
+    val_accuracies, val_losses = train(model, train_set, val_set, config)
+    test = evaluate(model, test_set)  # once, with the weights of the best epoch
+    draw_curves(config["run_dir"])
+    draw_confusion(test["confusion"], test_set.classes, config["run_dir"])
+    cam(model, test_set, config)
+    return summarise(model, val_accuracies, val_losses, test)
+
+
+def explain(config):
+    """Draw the maps of a trained network, on the data that it was trained for."""
+    model, trained = load_model(config["checkpoint"])
+    _, val_set, test_set = load_datasets(trained | {"data_dir": config["data_dir"]})
+    open_run(config)
+    val, test = evaluate(model, val_set), evaluate(model, test_set)
+    draw_confusion(test["confusion"], test_set.classes, config["run_dir"])
+    cam(model, test_set, config)
+    return summarise(model, [val["accuracy"]], [val["loss"]], test)
+
+
+if __name__ == "__main__":
+    main(parse_config(config, presets))
