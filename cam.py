@@ -53,9 +53,9 @@ class ClassActivation:
 def generate_class_activation_map(model, images, classes=None):
     """The ClassActivation of normalised images (N, C, H, W), in closed form.
 
-    `classes` is one class for all, a sequence of N, or None for the predicted ones. The map of class
-    c is sum_k w_ck A_k over the features A that enter the average pooling. Runs in eval mode on the
-    model's device and leaves the model as it was. Raises ValueError for a class that is not there.
+    `classes` is one class for all, a sequence of N, or None for the predicted ones. The map of
+    class c is sum_k w_ck A_k over the features A that enter the average pooling. Runs in eval mode
+    on the model's device and leaves the model as it was. Raises ValueError for an unknown class.
     """
     weight, bias = model.classifier.weight, model.classifier.bias
     training = model.training
@@ -84,15 +84,17 @@ def save_cam_visualization(image, activation, path, class_names=None, true=None,
     limit = float(values.abs().max()) if limit is None else limit
     limit = limit or 1.0  # an all-zero map is drawn white
     height, width = image.shape[-2:]
-    smooth = F.interpolate(values[None, None], (height, width), mode="bilinear")[0, 0].numpy()
+    size = (max(height, 128), max(width, 128))
+    smooth = F.interpolate(values[None, None], size, mode="bilinear")[0, 0].numpy()
     pixels = image.cpu().numpy().transpose(1, 2, 0)
     pixels = pixels if pixels.shape[2] == 3 else np.repeat(pixels[:, :, :1], 3, axis=2)
 
     figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.7), layout="constrained")
-    scale = {"cmap": COLOURS, "vmin": -limit, "vmax": limit}
-    axes[0].imshow(pixels)
-    drawn = axes[1].imshow(values, extent=(0, width, height, 0), **scale)
-    axes[2].imshow(pixels)
+    extent = (0, width, height, 0)
+    scale = {"cmap": COLOURS, "vmin": -limit, "vmax": limit, "extent": extent}
+    axes[0].imshow(pixels, extent=extent)
+    drawn = axes[1].imshow(values, **scale)
+    axes[2].imshow(pixels, extent=extent)
     axes[2].imshow(smooth, alpha=np.clip(np.abs(smooth) / limit, 0, 1) * 0.75, **scale)
     titles = ("image", f"map, {values.shape[0]} x {values.shape[1]} cells", "overlay")
     for axis, title in zip(axes, titles, strict=True):

@@ -182,6 +182,7 @@ def _first_paragraph(box):
 
 def _unknown(name, known, what, way_out):
     names = {key.rsplit(".", 1)[-1].lstrip("-"): key for key in known} | {key: key for key in known}
+    names["learning_rate"] = "--lr"
     near = difflib.get_close_matches(name.replace("-", "_").lstrip("_"), names, n=1, cutoff=0.5)
     near = near or difflib.get_close_matches(name, names, n=1)
     meant = f"did you mean {names[near[0]]}? " if near else ""

@@ -76,16 +76,21 @@ def read_idx(path, dimensions):
 
 
 def _download(name, data_dir, folder, files):
-    """Let torchvision fetch a data set, or say what to put where."""
+    """Let torchvision fetch a data set; where that fails, leave no trace and say what to do."""
     import torchvision
 
     options = {"size": "160px"} if name == "Imagenette" else {}
+    missing = [f for f in (folder, *folder.parents) if not f.exists()]
     try:
         getattr(torchvision.datasets, name)(data_dir, download=True, **options)
     except (OSError, RuntimeError) as error:
+        for created in missing:
+            if created.is_dir() and not any(created.iterdir()):
+                created.rmdir()
         raise FileNotFoundError(
-            f"{name} is not in {folder} and could not be downloaded ({str(error)[:80]}): put "
-            f"{', '.join(files)} there, or try --dataset digits, which needs no download"
+            f"{name} is not in {folder} and could not be downloaded ({type(error).__name__}; is "
+            f"there a network?): put {', '.join(files)} there, or try --dataset digits, which "
+            f"needs no download"
         ) from None
 
 
@@ -158,7 +163,7 @@ def list_images(folder):
         files = [p for p in sorted(folder.joinpath(name).iterdir()) if p.suffix.lower() in SUFFIXES]
         if not files:
             raise ValueError(
-                f"class folder {folder / name} holds no images ({', '.join(SUFFIXES)})"
+                f"class folder {folder / name} holds no images ({', '.join(sorted(SUFFIXES))})"
             )
         paths += files
         labels += [label] * len(files)
@@ -204,6 +209,8 @@ def _build_cache(paths, cache, notes, split, config):
         unfinished.replace(cache)
     finally:
         unfinished.unlink(missing_ok=True)
+        if not any(cache.parent.iterdir()):
+            cache.parent.rmdir()
 
 
 def _decode(paths, images, split, config):

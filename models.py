@@ -101,7 +101,9 @@ class ConvLayer(nn.Module):
         features = self.norm(self.conv(images))
         if self.shortcut is not None:
             features = features + self.shortcut(images)
-        return self.pool(self.dropout(torch.relu(features)))
+        # Pooling commutes with ReLU and with a factor per channel, so it may come first: the maps
+        # that ReLU and dropout write are then four times smaller.
+        return self.dropout(torch.relu(self.pool(features)))
 
 
 class CNN(nn.Module):

@@ -1,0 +1,155 @@
+"""The training step as one compiled function, built once and kept on disk.
+
+Forward pass, backward pass and Adam are traced into one graph and compiled ahead of time to C++, so
+that a step costs one call instead of some hundred. It updates the parameters and the state of the
+optimizer in place: checkpoints are the same, and a plain step may follow a compiled one.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+CACHE = Path("runs") / ".compiled"
+WORTH_IT = 30_000  # steps: from here on the compilation, 20 s, is won back by the second run
+
+
+def choose_compiled(config, model, device, steps):
+    """Whether config["compile"] asks for the compiled step; "auto" where it pays and exists.
+
+    A function of the config alone, so that the same command gives the same numbers.
+    """
+    if config["compile"] == "off" or (config["compile"] == "auto" and steps < WORTH_IT):
+        return False
+    reasons = {
+        "the device is not a CPU": device.type != "cpu",
+        f"the optimizer is {config['optimizer']}": config["optimizer"] not in ("adam", "adamw"),
+        "the network keeps statistics or convolves": any(True for _ in model.buffers()),
+        "the precision is not float32": config["precision"] == "bfloat16",
+        "there is no C++ compiler": not any(map(shutil.which, ("g++", "clang++", "cl"))),
+    }
+    why_not = [reason for reason, holds in reasons.items() if holds]
+    if why_not and (config["compile"] == "on" or "compiler" in why_not[-1]):
+        print(f"the plain step is taken: {why_not[0]}", file=sys.stderr)
+    return not why_not
+
+
+class CompiledStep:
+    """step(images, labels) -> (loss, number of correct predictions) for whole batches.
+
+    `fallback` is the plain step, taken for a ragged last batch.
+    """
+
+    def __init__(self, model, optimizer, images, labels, config, fallback):
+        self.group, self.fallback, self.batch_size = (
+            optimizer.param_groups[0],
+            fallback,
+            len(labels),
+        )
+        self.lr = torch.tensor(self.group["lr"])
+        states = prepare_state(optimizer)
+        self.tensors = [t for columns in states for t in columns] + [self.lr]
+        self.run = load_or_compile(model, self.group, states, self.lr, images, labels, config)
+
+    def __call__(self, images, labels):
+        if len(labels) != self.batch_size:
+            return self.fallback(images, labels)
+        self.lr.fill_(self.group["lr"])
+        return self.run([*self.tensors, images, labels])
+
+
+def prepare_state(optimizer):
+    """(parameters, averages, squared averages, steps), the state that Adam's first step makes."""
+    parameters = optimizer.param_groups[0]["params"]
+    for parameter in parameters:
+        state = optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+    states = [optimizer.state[parameter] for parameter in parameters]
+    columns = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step")]
+    return [parameter.detach() for parameter in parameters], *columns
+
+
+def traceable_step(model, group, config):
+    """The step as a function of tensors alone."""
+    names = [name for name, _ in model.named_parameters()]
+
+    def loss_of(parameters, images, labels):
+        named = dict(zip(names, parameters, strict=True))
+        logits = torch.func.functional_call(model, named, (images,))
+        loss = F.cross_entropy(logits, labels, label_smoothing=config["label_smoothing"])
+        return loss, logits
+
+    def step(parameters, averages, squares, steps, lr, images, labels):
+        slopes = torch.func.grad_and_value(loss_of, has_aux=True)
+        gradients, (loss, logits) = slopes(parameters, images, labels)
+        for parameter, gradient, average, square, count in zip(
+            parameters, gradients, averages, squares, steps, strict=True
+        ):
+            adam_update(parameter, gradient, average, square, count, lr, group, config["optimizer"])
+        return loss, (logits.argmax(1) == labels).sum()
+
+    return step
+
+
+def adam_update(parameter, gradient, average, square, count, lr, group, kind):
+    """Adam (Kingma and Ba 2015, algorithm 1) or AdamW, in place; `count` is the step, from 1."""
+    beta1, beta2 = group["betas"]
+    if kind == "adamw":
+        parameter.mul_(1 - lr * group["weight_decay"])
+    elif group["weight_decay"]:
+        gradient = gradient + group["weight_decay"] * parameter
+    count.add_(1)
+    average.lerp_(gradient, 1 - beta1)
+    square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    scale = (square / (1 - beta2**count)).sqrt() + group["eps"]
+    parameter.sub_(lr / (1 - beta1**count) * average / scale)
+
+
+def load_or_compile(model, group, states, lr, images, labels, config):
+    """The compiled step, as a function of a list of tensors, from the cache where it is there."""
+    path = CACHE / f"step-{cache_key(model, images, config)}.pt2"
+    if not path.is_file():
+        print("compiling the training step, once ...", end=" ", file=sys.stderr, flush=True)
+        start = time.perf_counter()
+        step = traceable_step(model, group, config)
+        compile_ahead(step, (*states, lr, images, labels), path)
+        print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1).boxed_run
+
+
+def cache_key(model, images, config):
+    """What the compiled code depends on: network, batch, optimizer, versions, processor, source."""
+    keys = ("model", "optimizer", "weight_decay", "label_smoothing")
+    parts = [{key: config[key] for key in keys}, list(images.shape), str(model), torch.__version__]
+    parts += [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+    sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in SOURCES)
+    return hashlib.sha256(json.dumps(parts).encode() + sources).hexdigest()[:16]
+
+
+SOURCES = ("compiled.py", "models.py")
+
+
+def compile_ahead(step, arguments, path):
+    """Trace `step`, compile it and move the finished package to `path`."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{os.getpid()}-{path.name}")
+    copies = torch.utils._pytree.tree_map(torch.clone, arguments)  # tracing runs the step once
+    settings = {"fallback_random": True}  # dropout draws what the plain step would
+    with torch.random.fork_rng(devices=[]):
+        graph = make_fx(step)(*copies)
+        program = torch.export.export(graph, copies)
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(unfinished), inductor_configs=settings
+        )
+    unfinished.replace(path)
