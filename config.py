@@ -40,6 +40,7 @@ defaults = {
     "seeds": [],  # several: the experiment runs once a seed and reports mean and deviation
     "device": "auto",  # cuda when available, then mps, then cpu
     "precision": "auto",  # bfloat16 on cuda, float32 elsewhere
+    "compile": "auto",  # the step of an MLP on a CPU, where the run is long enough to pay for it
     "checkpoint_every": 1,  # epochs between two saves of `last`
     "run_dir": "auto",  # runs/<exercise>/<date-time-dataset-model-seed>
     "resume": "none",  # a run folder: go on where it stopped
@@ -62,6 +63,7 @@ CHOICES = {
     "schedule": ["constant", "cosine", "one_cycle"],
     "precision": ["auto", "float32", "bfloat16"],
     "wandb_mode": ["auto", "online", "offline", "disabled"],
+    "compile": ["auto", "on", "off"],
 }
 MODEL_KEYS = {
     "mlp": {"layers"},
@@ -72,7 +74,17 @@ MODEL_KEYS = {
     },
 }  # fmt: skip
 # what a resumed run may change: how long it runs and where it logs, not what it computes
-RESUMABLE = {"epochs", "run_dir", "resume", "wandb_mode", "checkpoint_every", "data_dir", "preset"}
+RESUMABLE = {
+    "epochs",
+    "run_dir",
+    "resume",
+    "wandb_mode",
+    "checkpoint_every",
+    "data_dir",
+    "preset",
+    "compile",
+    "device",
+}
 
 
 def merge(base, overrides):
@@ -174,10 +186,15 @@ def _parse_flags(base, presets, args):
 
 
 def _first_paragraph(box):
-    """The first paragraph of tyro's framed message, on one line."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    end = next((n for n, line in enumerate(lines) if set(line) <= {"─"}), len(lines))
-    return " ".join(lines[:end])
+    """The message in tyro's frame, on one line: what stands between the first two rules."""
+    groups = [[]]
+    for line in box.splitlines():
+        text = line.strip("│╭╮╰╯ ")
+        if text.startswith("─") or set(text) == {"-"}:
+            groups.append([])
+        else:
+            groups[-1].append(text)
+    return " ".join(groups[1])
 
 
 def _unknown(name, known, what, way_out):

@@ -157,9 +157,9 @@ def affine_maps(angle, scale, moved, mirror, aspect=1.0):
 
 def warp(images, maps):
     """Sample images (n, C, H, W) at affine maps (n, 2, 3), bilinear, edges mirrored: float32."""
-    grid = F.affine_grid(maps, list(images.shape), align_centres=False)
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
     return F.grid_sample(
-        images.float(), grid, mode="bilinear", padding_mode="reflection", align_centres=False
+        images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False
     )
 
 

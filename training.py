@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from checkpoint import load_checkpoint, load_last, save_checkpoint
+from compiled import CompiledStep, choose_compiled
 from config import RESUMABLE, complete_config, differences
 from dataset import batches, derive_seed
 from evaluate import evaluate
@@ -28,27 +29,28 @@ def train(model, train_set, val_set, config):
     device = choose_device(config["device"])
     model.to(device, memory_format=torch.channels_last if isinstance(model, CNN) else None)
     optimizer = make_optimizer(model, config)
-    steps_per_epoch = math.ceil(len(train_set) / config["batch_size"])
-    scheduler = make_scheduler(optimizer, steps_per_epoch, config)
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    schedule = Schedule(optimizer, math.ceil(len(train_set) / config["batch_size"]), config)
+    parts = {"model": model, "optimizer": optimizer, "scheduler": schedule}
     history, wandb_id = restore(parts, config) if config["resume"] != "none" else ([], None)
+    config["compile"] = "on" if choose_compiled(config, model, device, schedule.total) else "off"
 
     folder = open_run(config)
     write_manifest(folder, config, train_set, device)
     print(layer_table(model, train_set.images.shape[1:]))
     print(f"run folder: {folder}", flush=True)
     train_set, val_set = keep_on(device, train_set), keep_on(device, val_set)
-    forward = torch.autocast(device.type, torch.bfloat16, uses_bfloat16(config, device))(model)
+    step = make_step(model, optimizer, train_set, config)
     tracker = Tracker(folder, config, history, wandb_id)
     progress = Progress(config["epochs"], len(train_set), history)
     try:
         for epoch in range(len(history) + 1, config["epochs"] + 1):
-            metrics = train_epoch(
-                model, forward, progress.watch(train_set, config, epoch), optimizer, scheduler,
-                config, epoch,
-            )  # fmt: skip
+            torch.manual_seed(derive_seed(config["seed"], "dropout", epoch))
+            lr = optimizer.param_groups[0]["lr"]
+            model.train()
+            metrics = train_epoch(step, progress.watch(train_set, config, epoch), schedule)
+            check_finite(metrics["train/loss"], epoch, lr)
             val = evaluate(model, val_set)
-            metrics |= {"val/loss": val["loss"], "val/accuracy": val["accuracy"]}
+            metrics |= {"train/lr": lr, "val/loss": val["loss"], "val/accuracy": val["accuracy"]}
             improved = val["accuracy"] > max((r["val/accuracy"] for r in history), default=-1.0)
             history.append({"epoch": epoch} | metrics)
             tracker.log(metrics, epoch)
@@ -62,33 +64,52 @@ def train(model, train_set, val_set, config):
     return [row["val/accuracy"] for row in history], [row["val/loss"] for row in history]
 
 
-def train_epoch(model, forward, batches, optimizer, scheduler, config, epoch):
-    """One pass over `batches`; the means over its images, as trained: augmented, with dropout.
+def plain_step(model, optimizer, config):
+    """step(images, labels) -> (loss, number of correct predictions), after one update."""
+    device = next(model.parameters()).device
+    forward = torch.autocast(device.type, torch.bfloat16, uses_bfloat16(config, device))(model)
 
-    `forward` is the model as it is to be called: under autocast, say.
-    """
-    torch.manual_seed(derive_seed(config["seed"], "dropout", epoch))
-    start, learning_rate = time.perf_counter(), scheduler.get_last_lr()[0]
-    total, correct, count = 0.0, 0, 0
-    model.train()
-    for images, labels in batches:
+    def step(images, labels):
         logits = forward(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=config["label_smoothing"])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        scheduler.step()
-        total += loss.detach() * len(labels)  # stays on the device: .item() would stall every step
-        correct += (logits.detach().argmax(1) == labels).sum()
+        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    return step
+
+
+def make_step(model, optimizer, train_set, config):
+    """The plain step, or the same one compiled."""
+    step = plain_step(model, optimizer, config)
+    if config["compile"] == "off" or len(train_set) < config["batch_size"]:
+        return step
+    images = train_set.normalise(train_set.images[: config["batch_size"]])
+    labels = train_set.labels[: config["batch_size"]]
+    return CompiledStep(model.train(), optimizer, images, labels, config, fallback=step)
+
+
+def train_epoch(step, batches, schedule):
+    """One pass over `batches`; the means over its images, as trained: augmented, with dropout."""
+    start = time.perf_counter()
+    total, correct, count = 0.0, 0, 0
+    for images, labels in batches:
+        schedule.step()
+        loss, hits = step(images, labels)
+        total += loss * len(labels)  # stays on the device: .item() would stall every step
+        correct += hits
         count += len(labels)
-    metrics = {"train/loss": total.item() / count, "train/accuracy": correct.item() / count}
-    if not math.isfinite(metrics["train/loss"]):
+    metrics = {"train/loss": float(total) / count, "train/accuracy": int(correct) / count}
+    return metrics | {"train/images_per_second": count / (time.perf_counter() - start)}
+
+
+def check_finite(loss, epoch, lr):
+    if not math.isfinite(loss):
         raise ValueError(
-            f"the loss is {metrics['train/loss']} in epoch {epoch} at learning rate "
-            f"{learning_rate:g}: lower --lr; the checkpoints of the epochs before are whole"
+            f"the loss is {loss} in epoch {epoch} at learning rate {lr:g}: lower --lr; the "
+            f"checkpoints of the epochs before are whole"
         )
-    seconds = time.perf_counter() - start
-    return metrics | {"train/lr": learning_rate, "train/images_per_second": count / seconds}
 
 
 def choose_device(name):
@@ -122,14 +143,29 @@ def make_optimizer(model, config):
     return optimizers[config["optimizer"]](model.parameters(), **settings)
 
 
-def make_scheduler(optimizer, steps_per_epoch, config):
-    """The learning rate as a function of the step, by `schedule_factor`."""
-    total, warmup = config["epochs"] * steps_per_epoch, config["warmup_epochs"] * steps_per_epoch
+class Schedule:
+    """Sets the learning rate of every step, config["lr"] times `schedule_factor`, in place.
 
-    def factor(step):
-        return schedule_factor(config["schedule"], step, total, warmup)
+    `step` comes before the update it is meant for.
+    """
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    def __init__(self, optimizer, steps_per_epoch, config):
+        self.groups, self.lr, self.kind = optimizer.param_groups, config["lr"], config["schedule"]
+        self.total = config["epochs"] * steps_per_epoch
+        self.warmup = config["warmup_epochs"] * steps_per_epoch
+        self.taken = 0
+
+    def step(self):
+        lr = self.lr * schedule_factor(self.kind, self.taken, self.total, self.warmup)
+        for group in self.groups:
+            group["lr"] = lr
+        self.taken += 1
+
+    def state_dict(self):
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state):
+        self.taken = state["taken"]
 
 
 def schedule_factor(schedule, step, total, warmup=0):
@@ -167,6 +203,7 @@ def restore(parts, config):
         )
     for name, part in parts.items():
         part.load_state_dict(state[name])
+    config["compile"] = state["config"]["compile"]  # the bits of the run depend on it
     return state["history"], state["wandb_id"]
 
 

@@ -1,0 +1,87 @@
+"""Shared fixtures: small configs, run folders, folders of pictures, and the real data."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import exercise_1_1
+import exercise_1_3
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def pytest_collection_modifyitems(items):
+    if DATA.is_dir():
+        return
+    skip = pytest.mark.skip(reason="data/ is absent: unpack or download the real data sets first")
+    for item in items:
+        if "real_data" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+@pytest.fixture
+def digits_config(tmp_path):
+    """Exercise 1.1 on digits, one epoch, no W&B."""
+    return exercise_1_1.config | {
+        "dataset": "digits",
+        "epochs": 1,
+        "lr": 1e-3,
+        "device": "cpu",
+        "wandb_mode": "disabled",
+        "run_dir": str(tmp_path / "run"),
+    }
+
+
+@pytest.fixture
+def everything_config(digits_config):
+    """A small CNN with all that draws or counts: BatchNorm, dropout, augmentation, a schedule."""
+    return digits_config | {
+        "model": exercise_1_3.config["model"] | {"layers": [8, 8], "dropout": 0.3},
+        "epochs": 4,
+        "optimizer": "adamw",
+        "schedule": "one_cycle",
+        "shift": 1,
+        "rotate": 10.0,
+        "zoom": 0.1,
+        "crop": 0.8,
+        "cutout": 2,
+        "label_smoothing": 0.1,
+    }
+
+
+@pytest.fixture
+def picture_folder(tmp_path):
+    """folder() -> a fresh image folder: two classes, five pictures each in train and test."""
+
+    def write(name="pictures", size=12):
+        random = np.random.default_rng(0)
+        for split in ("train", "test"):
+            for label in ("cat", "dog"):
+                folder = tmp_path / name / split / label
+                folder.mkdir(parents=True)
+                for number in range(5):
+                    pixels = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(folder / f"{number}.png")
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def random_images():
+    """A small ImageDataset of noise, one whose size no batch divides."""
+    from dataset import ImageDataset
+
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (37, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 3, (37,), generator=generator)
+    return ImageDataset(images, labels, ["a", "b", "c"], [0.4], [0.2])

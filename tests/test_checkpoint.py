@@ -1,0 +1,107 @@
+"""Checkpoints: whole or absent, and never code."""
+
+import io
+import os
+import pathlib
+import pickle
+import random
+
+import pytest
+import torch
+
+import checkpoint
+from checkpoint import load_checkpoint, load_last, load_model, save_checkpoint
+from models import build_model
+
+STATE = {"epoch": 1, "model": {"weight": torch.arange(600.0)}, "history": []}
+
+
+@pytest.fixture
+def path(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path / "checkpoints" / "last.pt"
+
+
+def test_what_is_saved_is_loaded_and_plain_torch_reads_it_too(path):
+    save_checkpoint(path, STATE)
+    for state in (load_checkpoint(path), torch.load(path, weights_only=True)):
+        assert torch.equal(state["model"]["weight"], STATE["model"]["weight"])
+        assert state["format"] == checkpoint.FORMAT
+
+
+@pytest.mark.parametrize("call", ["os.fsync", "pathlib.Path.replace"])
+def test_a_save_that_fails_leaves_the_old_checkpoint(path, monkeypatch, call):
+    save_checkpoint(path, STATE)
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="space"):
+        patch.setattr(
+            {"os": os, "pathlib": pathlib.Path}[call.split(".")[0]], call.split(".")[-1], fail
+        )
+        save_checkpoint(path, STATE | {"epoch": 2})
+    assert load_last(path.parents[1])["epoch"] == 1
+
+
+def test_every_flipped_bit_is_noticed(path):
+    save_checkpoint(path, STATE)
+    content = path.read_bytes()
+    draw = random.Random(0)
+    for position in [0, len(content) - 1, *(draw.randrange(len(content)) for _ in range(200))]:
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match="damaged"):
+            load_checkpoint(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_a_truncated_last_is_replaced_by_the_one_before_and_said_so(path, share, capsys):
+    save_checkpoint(path, STATE)
+    save_checkpoint(path, STATE | {"epoch": 2})
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert load_last(path.parents[1])["epoch"] == 1
+    assert "damaged" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="damaged"):  # the one that is named is never replaced
+        load_checkpoint(path)
+
+
+class Malicious:
+    def __reduce__(self):
+        return (os.mkdir, ("executed",))
+
+
+def test_a_checkpoint_that_carries_code_is_refused_and_runs_nothing(path):
+    buffer = io.BytesIO()
+    torch.save({"format": 1, "model": Malicious()}, buffer, pickle_module=pickle)
+    content = buffer.getvalue()
+    seal = checkpoint.hashlib.sha256(content).digest()
+    path.write_bytes(content + checkpoint.MARK + seal)
+    with pytest.raises(ValueError, match="refused"):
+        load_checkpoint(path)
+    assert not os.path.exists("executed")  # noqa: PTH110
+
+
+def test_a_newer_format_is_refused(path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", 99)
+    save_checkpoint(path, STATE)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="format 99"):
+        load_checkpoint(path)
+
+
+def test_a_missing_checkpoint_says_how_to_make_one(path):
+    with pytest.raises(FileNotFoundError, match="train one first"):
+        load_checkpoint(path)
+
+
+def test_load_model_rebuilds_the_network_in_eval_mode(path, digits_config):
+    model = build_model(digits_config | {"seed": 5})
+    save_checkpoint(path, STATE | {"model": model.state_dict(), "config": digits_config})
+    loaded, config = load_model(path)
+    assert config == digits_config
+    assert not loaded.training
+    images = torch.randn(2, 1, 8, 8)
+    assert torch.equal(model(images), loaded(images))

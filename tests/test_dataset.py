@@ -1,0 +1,221 @@
+"""Data: the split, the batches, the warp against torchvision, and the cache against PIL."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from conftest import DATA
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+
+import exercise_1_1
+import exercise_1_3
+import exercise_2_3
+import images
+from dataset import ImageDataset, affine_maps, batches, cut_out, load_datasets, warp
+from images import read_idx, read_image
+
+
+@pytest.fixture
+def numbered():
+    """37 images, each of one colour, its number."""
+    labels = torch.arange(37)
+    pixels = labels.to(torch.uint8)[:, None, None, None].repeat(1, 3, 8, 8)
+    return ImageDataset(pixels, labels, [str(n) for n in range(37)], [0.1] * 3, [0.3] * 3)
+
+
+@pytest.fixture
+def plain(digits_config):
+    return digits_config | {"batch_size": 8}
+
+
+def test_the_split_is_disjoint_complete_and_fixed_by_the_seed(digits_config):
+    sets = [load_datasets(digits_config | {"seed": seed}) for seed in (0, 0, 1)]
+    (train, val, test), (again, _, _), (other, _, _) = sets
+    assert (len(train), len(val), len(test)) == (1294, 144, 359)
+    assert torch.equal(train.images, again.images)
+    assert not torch.equal(train.images, other.images)
+    both = torch.cat([train.images, val.images]).flatten(1)
+    other_both = torch.cat([s.images for s in sets[2][:2]]).flatten(1)
+    assert sorted(map(tuple, both.tolist())) == sorted(map(tuple, other_both.tolist()))
+
+
+def test_mean_and_std_are_those_of_all_training_images(digits_config):
+    train, val, test = load_datasets(digits_config)
+    pixels = torch.cat([train.images, val.images]).double() / 255
+    assert train.mean[0] == pytest.approx(pixels.mean().item())
+    assert test.std[0] == pytest.approx(pixels.std(correction=0).item())
+
+
+def test_an_epoch_deals_out_every_image_once_ragged_batch_included(numbered, plain):
+    dealt = list(batches(numbered, plain, epoch=1))
+    assert [len(labels) for _, labels in dealt] == [8, 8, 8, 8, 5]
+    order = torch.cat([labels for _, labels in dealt])
+    assert sorted(order.tolist()) == list(range(37))
+    for pixels, labels in dealt:
+        expected = numbered.normalise(numbered.images[labels])
+        torch.testing.assert_close(pixels, expected)
+
+
+def test_order_and_augmentation_depend_on_seed_and_epoch_alone(numbered, plain):
+    config = plain | {"shift": 2, "rotate": 20.0, "flip": True, "cutout": 3, "crop": 0.5}
+
+    def epoch(number, **changes):
+        torch.rand(1)  # a global generator that has moved on must not matter
+        return torch.cat([pixels for pixels, _ in batches(numbered, config | changes, number)])
+
+    first = epoch(1)
+    assert torch.equal(first, epoch(1))
+    torch.testing.assert_close(first, epoch(1, batch_size=5))
+    assert not torch.equal(first, epoch(2))
+    assert not torch.equal(first, epoch(1, seed=1))
+
+
+def smooth_images():
+    """Noise without high frequencies, so that two bilinear samplers agree closely."""
+    noise = torch.rand(4, 3, 9, 9, generator=torch.Generator().manual_seed(0)) * 255
+    return torch.nn.functional.interpolate(noise, (36, 36), mode="bicubic").round().clamp(0, 255)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "scale", "shift"),
+    [(15.0, 1.0, (0, 0)), (0.0, 1.25, (0, 0)), (0.0, 1.0, (3, -2)), (-20.0, 0.9, (0, 0))],
+)
+def test_the_warp_is_the_affine_transform_of_torchvision(degrees, scale, shift):
+    pixels = smooth_images()
+    expected = tv.affine(
+        pixels,
+        angle=degrees,
+        translate=[-shift[0], -shift[1]],  # they move the picture, we move the view
+        scale=scale,
+        shear=[0.0, 0.0],
+        interpolation=InterpolationMode.BILINEAR,
+    )
+    moved = torch.tensor([shift]) * 2 / 36
+    angle = -torch.deg2rad(torch.tensor([degrees]))
+    maps = affine_maps(angle, torch.tensor([scale]), moved, torch.ones(1)).expand(4, 2, 3)
+    inner = (..., slice(9, -9), slice(9, -9))  # what enters at the edges differs: they fill with 0
+    torch.testing.assert_close(warp(pixels, maps)[inner], expected[inner], atol=0.01, rtol=0)
+
+
+def test_a_mirrored_map_is_a_flip_and_a_whole_pixel_shift_is_a_slice():
+    pixels = smooth_images()
+    one, zero = torch.ones(4), torch.zeros(4)
+    flipped = warp(pixels, affine_maps(zero, one, torch.zeros(4, 2), -one))
+    torch.testing.assert_close(flipped, pixels.flip(-1), atol=1e-2, rtol=0)
+    moved = torch.tensor([[3.0, 2.0]]).repeat(4, 1) * 2 / 36
+    shifted = warp(pixels, affine_maps(zero, one, moved, one))
+    torch.testing.assert_close(shifted[..., :-2, :-3], pixels[..., 2:, 3:], atol=1e-2, rtol=0)
+
+
+def test_cutout_hides_one_square_and_nothing_else():
+    pixels = torch.ones(2, 3, 8, 8)
+    cut_out(pixels, torch.tensor([[4, 4], [0, 7]]), side=4)
+    expected = torch.ones(2, 3, 8, 8)
+    expected[0, :, 2:6, 2:6] = 0
+    expected[1, :, :2, 5:] = 0  # reaches over the corner
+    assert torch.equal(pixels, expected)
+
+
+def folder_config(folder):
+    settings = {"dataset": "image_folder", "data_dir": str(folder), "image_size": 12}
+    return exercise_1_1.config | settings
+
+
+def test_the_cache_holds_what_pil_decodes_and_is_built_once(picture_folder, monkeypatch):
+    folder = picture_folder()
+    _, _, test_set = load_datasets(folder_config(folder))
+    expected = [np.asarray(Image.open(p)) for p in sorted(folder.glob("test/*/*.png"))]
+    assert torch.equal(test_set.images, torch.tensor(np.stack(expected)).permute(0, 3, 1, 2))
+    assert test_set.classes == ["cat", "dog"]
+    monkeypatch.setattr(images, "read_image", None)  # decoding again would fail
+    load_datasets(folder_config(folder))
+
+
+def test_the_cache_is_rebuilt_when_a_picture_changes(picture_folder):
+    folder = picture_folder()
+    load_datasets(folder_config(folder))
+    changed = folder / "test" / "cat" / "0.png"
+    Image.new("RGB", (12, 12), (1, 2, 3)).save(changed)
+    _, _, test_set = load_datasets(folder_config(folder))
+    assert test_set.images[0, :, 5, 5].tolist() == [1, 2, 3]
+
+
+def test_an_interrupted_decoding_leaves_nothing_behind(picture_folder, monkeypatch):
+    folder = picture_folder()
+
+    def interrupted(path, config):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(images, "read_image", interrupted)
+        load_datasets(folder_config(folder))
+    assert not (folder / ".cache").exists()
+    assert len(load_datasets(folder_config(folder))[2]) == 10
+
+
+def test_every_kind_of_picture_becomes_upright_rgb(tmp_path):
+    red = Image.new("RGB", (10, 6), (200, 30, 30))
+    red.paste((30, 30, 200), (0, 0, 5, 6))  # blue on the left
+    exif = Image.Exif()
+    exif[0x0112] = 3  # stored upside down
+    saved = {
+        "rgb.png": (red, {}),
+        "palette.png": (red.convert("P"), {}),
+        "alpha.png": (red.convert("RGBA"), {}),
+        "cmyk.jpg": (red.convert("CMYK"), {"quality": 100}),
+        "lossless.webp": (red, {"lossless": True}),
+        "rotated.jpg": (red.rotate(180), {"exif": exif, "quality": 100}),
+    }
+    for name, (image, options) in saved.items():
+        image.save(tmp_path / name, **options)
+        array = read_image(tmp_path / name, {"image_size": 10, "resize": "squash"})
+        assert array.shape == (3, 10, 10)
+        assert array[2, 5, 1] > 120 > 90 > array[0, 5, 1], name
+        assert array[0, 5, 8] > 120 > 90 > array[2, 5, 8], name
+    red.convert("L").save(tmp_path / "grey.png")
+    grey = read_image(tmp_path / "grey.png", {"image_size": 10, "resize": "squash"})
+    assert np.array_equal(grey[0], grey[1])
+
+
+def test_an_idx_file_reads_back_and_a_damaged_one_is_refused(tmp_path):
+    path = tmp_path / "idx"
+    path.write_bytes(bytes([0, 0, 8, 2, 0, 0, 0, 2, 0, 0, 0, 3]) + bytes(range(6)))
+    assert read_idx(path, 2).tolist() == [[0, 1, 2], [3, 4, 5]]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="damaged"):
+        read_idx(path, 2)
+
+
+@pytest.mark.real_data
+def test_mnist_is_mnist():
+    train, val, test = load_datasets(exercise_1_1.config | {"data_dir": str(DATA)})
+    assert (len(train), len(val), len(test)) == (54_000, 6_000, 10_000)
+    assert train.mean == pytest.approx([0.1307], abs=1e-4)
+    assert train.std == pytest.approx([0.3081], abs=1e-4)
+    assert test.labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+
+
+@pytest.mark.real_data
+def test_cifar10_has_its_per_pixel_deviation():
+    train, _, test = load_datasets(exercise_1_3.config | {"data_dir": str(DATA)})
+    assert len(test) == 10_000
+    assert train.std == pytest.approx([0.2470, 0.2435, 0.2616], abs=1e-4)
+    assert test.classes[0] == "airplane"
+
+
+@pytest.mark.real_data
+def test_the_six_pictures_of_the_reference_have_their_indices():
+    _, _, test = load_datasets(exercise_2_3.config | {"data_dir": str(DATA), "image_size": 32})
+    names = {i: test.classes[test.labels[i]] for i in (1936, 1526, 1527, 3535, 3536, 3537)}
+    assert list(names.values()) == ["French horn"] + ["church"] * 2 + ["parachute"] * 3
+    assert len(test) == 3_925
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_read_without_a_cache(picture_folder):
+    folder = picture_folder()
+    folder.chmod(0o500)
+    assert len(load_datasets(folder_config(folder))[2]) == 10

@@ -1,0 +1,176 @@
+"""Every way to hold it wrong ends in one line that names the thing, and leaves nothing behind."""
+
+import subprocess
+import sys
+import urllib.error
+from pathlib import Path
+
+import pytest
+import torchvision
+from conftest import DATA
+
+import exercise_1_1
+import exercise_1_2
+import exercise_1_3
+import exercise_2_3
+from config import parse_config
+from experiment import exit_cleanly
+
+WRONG = [
+    (exercise_1_1, "--learning_rate 3", "--learning_rate", "--lr"),
+    (exercise_1_1, "--epoch 3", "--epoch", "--epochs"),
+    (exercise_1_3, "--dropout 0.1", "--dropout", "--model.dropout"),
+    (exercise_1_1, "--lr fast", "--lr", "fast"),
+    (exercise_1_1, "--epochs 1.5", "--epochs", "1.5"),
+    (exercise_1_1, "--lr", "--lr", "argument"),
+    (exercise_1_1, "--dataset minst", "minst", "mnist"),
+    (exercise_1_1, "--optimizer adm", "adm", "adam"),
+    (exercise_1_1, "--schedule linear", "linear", "cosine"),
+    (exercise_1_1, "--device gpu", "gpu", "cuda"),
+    (exercise_1_1, "--device cuda:x", "cuda:x", "cpu"),
+    (exercise_1_1, "--precision float16", "float16", "bfloat16"),
+    (exercise_1_1, "--compile yes", "yes", "auto"),
+    (exercise_1_1, "--wandb_mode never", "never", "disabled"),
+    (exercise_1_1, "--resize stretch", "stretch", "squash"),
+    (exercise_1_1, "--preset bset", "bset", "digits"),
+    (exercise_1_1, "--epochs 0", "epochs", "0"),
+    (exercise_1_1, "--epochs -1", "epochs", "-1"),
+    (exercise_1_1, "--batch_size 0", "batch_size", "0"),
+    (exercise_1_1, "--checkpoint_every 0", "checkpoint_every", "0"),
+    (exercise_1_1, "--lr 0", "lr", "above 0"),
+    (exercise_1_1, "--lr nan", "lr", "nan"),
+    (exercise_1_1, "--lr inf", "lr", "inf"),
+    (exercise_1_1, "--val_fraction 0", "val_fraction", "0"),
+    (exercise_1_1, "--val_fraction 1", "val_fraction", "1"),
+    (exercise_1_1, "--weight_decay -1", "weight_decay", "-1"),
+    (exercise_1_1, "--momentum 1", "momentum", "1"),
+    (exercise_1_1, "--label_smoothing 1", "label_smoothing", "1"),
+    (exercise_1_1, "--warmup_epochs -1", "warmup_epochs", "-1"),
+    (exercise_1_1, "--rotate 400", "rotate", "400"),
+    (exercise_1_1, "--zoom 1", "zoom", "1"),
+    (exercise_1_1, "--crop 0", "crop", "0"),
+    (exercise_1_1, "--shift -1", "shift", "-1"),
+    (exercise_1_1, "--cutout -1", "cutout", "-1"),
+    (exercise_1_1, "--seed -1", "seed", "-1"),
+    (exercise_1_1, "--seeds 1 1", "seeds", "differ"),
+    (exercise_1_1, "--seeds 1 -2", "seeds", "-2"),
+    (exercise_1_1, "--image_size -8", "image_size", "-8"),
+    (exercise_1_1, "--model.kind resnet", "resnet", "cnn"),
+    (exercise_1_1, "--model.layers 100 64 10", "100", "784 64 10"),
+    (exercise_1_1, "--model.layers 784 64 11", "11", "784 64 10"),
+    (exercise_1_1, "--model.layers 784", "model.layers", "short"),
+    (exercise_1_1, "--model.layers 784 0 10", "model.layers", "positive"),
+    (exercise_1_1, "--model.layers", "model.layers", "positive"),
+    (exercise_1_2, "--model.dropout 1", "model.dropout", "1"),
+    (exercise_1_2, "--model.kind mlp", "model.dropout", "mlp"),
+    (exercise_1_2, "--model.layers 784 10", "model.layers", "short"),
+    (exercise_1_3, "--model.kernel_size 0", "kernel_size", "0"),
+    (exercise_1_3, "--model.stride 0", "stride", "0"),
+    (exercise_1_3, "--model.layers 0", "model.layers", "positive"),
+    (exercise_1_1, "--dataset image_folder --data_dir nowhere", "nowhere", "train"),
+    (exercise_1_1, "--dataset image_folder --data_dir empty", "empty", "class folders"),
+    (exercise_1_1, "--dataset image_folder --data_dir good", "--image_size", "64"),
+    (exercise_1_1, "--resume nowhere", "nowhere", "config.json"),
+    (exercise_1_1, "--resume started", "started", "no checkpoint"),
+    (exercise_1_1, "--run_dir taken", "taken", "--resume"),
+    (exercise_1_1, "--run_dir file", "file", "folder"),
+    (exercise_1_1, "--dataset digits --val_fraction 0.0001", "val_fraction", "0.0001"),
+    (exercise_1_1, "--dataset image_folder --data_dir broken --image_size 8", "3.png", "broken"),
+    (exercise_1_1, "--dataset image_folder --data_dir odd --image_size 8", "odd", "bird"),
+    (exercise_1_1, "--dataset image_folder --data_dir hollow --image_size 8", "hollow", "bird"),
+    (exercise_1_1, "--dataset mnist --data_dir nowhere", "MNIST/raw", "--dataset digits"),
+    (exercise_1_3, "--data_dir nowhere", "cifar-10-batches-py", "--dataset digits"),
+    (exercise_2_3, "--data_dir nowhere", "imagenette2-160", "--dataset digits"),
+    (exercise_2_3, "--checkpoint best.pt", "best.pt", "train one first"),
+    (exercise_2_3, "--checkpoint file", "file", "checksum"),
+]
+
+
+@pytest.fixture
+def surroundings(picture_folder, monkeypatch):
+    """Good and bad folders beside one another, and no network."""
+    for name in ("good", "broken", "odd", "hollow"):
+        picture_folder(name, size=8)
+    Path("broken/train/dog/3.png").write_bytes(b"not a picture")
+    Path("odd/test/bird").mkdir()
+    Path("odd/test/bird/1.png").write_bytes(Path("good/test/cat/1.png").read_bytes())
+    Path("hollow/train/bird").mkdir()
+    Path("empty/train").mkdir(parents=True)
+    Path("started").mkdir()
+    Path("started/config.json").write_text("{}")
+    Path("taken").mkdir()
+    Path("taken/results.json").write_text("{}")
+    Path("file").write_text("a file")
+
+    def no_network(*arguments, **options):
+        raise urllib.error.URLError("no network")
+
+    for name in ("MNIST", "CIFAR10", "Imagenette"):
+        monkeypatch.setattr(torchvision.datasets, name, no_network)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "flags", "thing", "way_out"),
+    WRONG,
+    ids=[f"{e.__name__} {f}" for e, f, *_ in WRONG],
+)
+def test_a_mistake_ends_in_one_line_and_exit_code_2(
+    surroundings, capsys, exercise, flags, thing, way_out
+):
+    before = sorted(Path.cwd().rglob("*"))
+    main = exit_cleanly(exercise.main)
+    with pytest.raises(SystemExit) as stop:
+        main(parse_config(exercise.config, exercise.presets, flags.split()))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert thing in line
+    assert way_out in line
+    assert sorted(Path.cwd().rglob("*")) == before  # nothing written
+
+
+def test_cuda_without_one_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(SystemExit) as stop:
+        parse_config(exercise_1_1.config, {}, ["--device", "cuda"])
+    assert stop.value.code == 2
+    assert "--device auto" in capsys.readouterr().err
+
+
+def test_flags_reach_nested_keys_and_keep_the_rest():
+    flags = "--model.layers 784 128 10 --lr 1e-3 --seeds 1 2 --dataset mnist"
+    config = parse_config(exercise_1_1.config, exercise_1_1.presets, flags.split())
+    assert config["model"] == {"kind": "mlp", "layers": [784, 128, 10]}
+    assert (config["lr"], config["seeds"]) == (1e-3, [1, 2])
+    assert exercise_1_1.config["model"]["layers"] == [784, 64, 64, 10]
+    rest = {key: value for key, value in config.items() if key not in ("model", "lr", "seeds")}
+    assert rest.items() <= exercise_1_1.config.items()
+
+
+def test_a_preset_lies_under_the_flags_and_over_the_config():
+    presets = {"best": {"lr": 0.5, "epochs": 7}}
+    config = parse_config(exercise_1_1.config, presets, ["--epochs", "3", "--preset", "best"])
+    assert (config["lr"], config["epochs"], config["preset"]) == (0.5, 3, "best")
+
+
+def test_a_preset_called_like_a_data_set_comes_with_it_and_is_announced(capsys):
+    config = parse_config(exercise_1_1.config, exercise_1_1.presets, ["--dataset", "digits"])
+    assert config["lr"] == 1e-3
+    assert "lr 0.001" in capsys.readouterr().out
+
+
+def test_help_shows_the_defaults(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_config(exercise_1_1.config, {}, ["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("--model.layers", "784 64 64 10", "0.0001", "--seeds"))
+
+
+def test_the_script_itself_exits_with_code_2(tmp_path):
+    script = str(DATA.parent / "exercise_1_1.py")
+    command = [sys.executable, script, "--dataset", "digits", "--epochs", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: epochs must be a positive whole number, got 0"
+    assert not list(tmp_path.iterdir())

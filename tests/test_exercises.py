@@ -1,0 +1,84 @@
+"""Each exercise once, end to end, through main(config), on digits."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import exercise_1_1
+import exercise_1_2
+import exercise_1_3
+import exercise_2_3
+
+SMALL = {"dataset": "digits", "epochs": 2, "lr": 3e-3, "device": "cpu", "wandb_mode": "disabled"}
+SMALL_CNN = exercise_2_3.config["model"] | {"layers": [16, 16]}
+
+
+def smoke(exercise, run_dir, **changes):
+    return exercise.main(exercise.config | SMALL | {"run_dir": str(run_dir)} | changes)
+
+
+@pytest.mark.parametrize("exercise", [exercise_1_1, exercise_1_2, exercise_1_3, exercise_2_3])
+def test_an_exercise_trains_evaluates_and_leaves_its_files(exercise, tmp_path):
+    changes = {"model": SMALL_CNN, "lr": 1e-2} if exercise is exercise_2_3 else {}
+    results = smoke(exercise, tmp_path / "run", **changes)
+    assert results["exercise"] == exercise.__name__
+    assert results["test"]["accuracy"] > 0.3  # ten classes: chance is 0.1
+    assert sum(map(sum, results["test"]["confusion"].tolist())) == 359
+    files = ["config.json", "manifest.json", "metrics.csv", "results.json"]
+    files += ["checkpoints/last.pt", "checkpoints/best.pt", "plots/curves.png"]
+    files += ["plots/confusion.png"]
+    assert [name for name in files if not (tmp_path / "run" / name).is_file()] == []
+
+
+def test_exercise_2_3_draws_maps_of_every_class_and_again_from_a_checkpoint(tmp_path):
+    smoke(exercise_2_3, tmp_path / "run", model=SMALL_CNN)
+    pictures = sorted((tmp_path / "run" / "cam").glob("*/sample_*_idx_*.png"))
+    assert len(pictures) == 30
+    assert (tmp_path / "run" / "cam" / "index.html").is_file()
+    best = tmp_path / "run" / "checkpoints" / "best.pt"
+    named = {"per_class": 3, "indices": [5, 7]}
+    again = smoke(exercise_2_3, tmp_path / "again", checkpoint=str(best), cam=named)
+    trained = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert again["test"]["accuracy"] == trained["test"]["accuracy"]
+    manifest = json.loads((tmp_path / "again" / "cam" / "manifest.json").read_text())
+    assert [row["index"] for row in manifest["images"]] == [5, 7]
+    assert manifest["worst_completeness_error"] < 1e-4
+
+
+def test_several_seeds_give_mean_and_deviation(tmp_path):
+    results = smoke(exercise_1_1, tmp_path / "seeds", seeds=[3, 4])
+    accuracies = [run["test"]["accuracy"] for run in results["runs"]]
+    assert accuracies[0] != accuracies[1]
+    assert results["mean"]["test_accuracy"] == pytest.approx(sum(accuracies) / 2)
+    spread = abs(accuracies[0] - accuracies[1]) / 2**0.5
+    assert results["std"]["test_accuracy"] == pytest.approx(spread)
+    assert (tmp_path / "seeds" / "seed_4" / "results.json").is_file()
+    single = smoke(exercise_1_1, tmp_path / "single", seed=4)
+    assert single["test"]["accuracy"] == accuracies[1]
+
+
+def test_a_finished_run_resumes_to_the_same_results(tmp_path):
+    first = smoke(exercise_1_1, tmp_path / "run")
+    again = smoke(exercise_1_1, tmp_path / "run", resume=str(tmp_path / "run"))
+    assert again["test"]["loss"] == first["test"]["loss"]
+
+
+def test_the_defaults_are_those_of_the_reference():
+    for exercise, dataset, lr, epochs, layers in (
+        (exercise_1_1, "mnist", 1e-4, 50, [784, 64, 64, 10]),
+        (exercise_1_2, "mnist", 1e-4, 50, [784, 128, 64, 64, 10]),
+        (exercise_1_3, "cifar10", 1e-3, 75, [64, 128, 256, 128, 64]),
+        (exercise_2_3, "imagenette", 1e-3, 40, [32, 64, 128, 256, 256]),
+    ):
+        config = exercise.config
+        assert (config["dataset"], config["lr"], config["epochs"]) == (dataset, lr, epochs)
+        assert (config["model"]["layers"], config["batch_size"]) == (layers, 64)
+        assert (config["optimizer"], config["val_fraction"]) == ("adam", 0.1)
+    assert exercise_1_2.config["model"]["dropout"] == 0.5
+    assert exercise_1_3.config["model"]["dropout"] == 0.3
+
+
+def test_no_exercise_is_longer_than_a_hundred_lines():
+    for exercise in (exercise_1_1, exercise_1_2, exercise_1_3, exercise_2_3):
+        assert len(Path(exercise.__file__).read_text().splitlines()) < 100

@@ -1,0 +1,132 @@
+"""Networks: identities that hold for any weights."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+import exercise_1_2
+import exercise_1_3
+import exercise_2_3
+from models import CNN, MLP, SkipBlock, SkipMLP, build_model, count_parameters, layer_table
+
+
+def zero_(module):
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+
+
+@pytest.mark.parametrize("out_features", [6, 9])
+def test_a_skip_block_with_zeroed_weights_is_its_shortcut(out_features):
+    block = SkipBlock(6, out_features, dropout=0.5)
+    zero_(block.block)
+    features = torch.randn(4, 6)
+    torch.testing.assert_close(block(features), block.shortcut(features))
+    assert isinstance(block.shortcut, nn.Identity) == (out_features == 6)
+
+
+def test_skip_mlp_with_zeroed_blocks_is_its_first_and_last_layer():
+    model = SkipMLP([12, 5, 5, 5, 3])
+    zero_(model.blocks)
+    images = torch.randn(4, 3, 2, 2)
+    torch.testing.assert_close(model(images), model.last(model.first(images.flatten(1))))
+
+
+def test_the_mlp_is_linear_layers_with_relu_between_them():
+    model = MLP([12, 5, 3])
+    first, last = model.layers[0], model.layers[2]
+    images = torch.randn(4, 3, 2, 2)
+    torch.testing.assert_close(model(images), last(first(images.flatten(1)).relu()))
+
+
+def test_the_reference_mlp_has_55050_parameters_and_the_table_says_so():
+    model = MLP([784, 64, 64, 10])
+    assert count_parameters(model) == 55_050
+    assert "55,050" in layer_table(model, (1, 28, 28)).splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "stride", "padding"),
+    list(itertools.product([33, 40], [1, 3, 5], [1, 2], [0, 2])),
+)
+def test_a_cnn_has_the_shapes_that_the_convolution_formula_gives(
+    size, kernel_size, stride, padding
+):
+    model = CNN([4, 6], size, 2, 7, kernel_size, stride, padding)
+    side = size
+    for _ in range(2):
+        side = (side + 2 * padding - kernel_size) // stride + 1
+        side = side // 2 if side > 1 else side
+    images = torch.randn(3, 2, size, size)
+    assert model.features(images).shape == (3, 6, side, side)
+    assert model(images).shape == (3, 7)
+
+
+def test_a_dict_overrides_the_settings_of_its_layer_alone():
+    model = CNN([4, {"channels": 6, "kernel_size": 5, "padding": 2, "pool": 1}, 4], 16)
+    assert [block.conv.kernel_size[0] for block in model.layers] == [3, 5, 3]
+    assert model.features(torch.randn(1, 3, 16, 16)).shape[-1] == 4
+
+
+def test_an_unknown_setting_of_a_layer_is_named():
+    with pytest.raises(ValueError, match=r"layer 2.*kernel"):
+        CNN([4, {"channels": 6, "kernel": 5}])
+
+
+def test_a_network_that_leaves_no_cell_is_refused():
+    with pytest.raises(ValueError, match=r"layer 2 .* leaves no cell"):
+        CNN([4, 4], image_size=8, kernel_size=7, padding=0)
+
+
+def test_a_map_keeps_at_least_min_map_cells():
+    for size in (8, 28, 32, 128):
+        model = CNN([4] * 6, image_size=size, min_map=8)
+        assert model.features(torch.randn(1, 3, size, size)).shape[-1] >= 8
+
+
+def test_the_logits_are_the_classifier_of_the_mean_of_the_features():
+    model = CNN([4, 6], 16).eval()
+    images = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(model(images), model.classifier(model.features(images).mean((2, 3))))
+
+
+def test_pooling_first_is_the_documented_order():
+    layer = CNN([6], 16, dropout=0.5).layers[0]
+    images = torch.randn(5, 3, 16, 16)
+    torch.manual_seed(1)
+    actual = layer(images)
+    torch.manual_seed(1)
+    documented = layer.pool(layer.dropout(layer.norm(layer.conv(images)).relu()))
+    torch.testing.assert_close(actual, documented)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_residual_layer_with_zeroed_norm_is_its_shortcut(stride):
+    layer = CNN([3, 5], 16, stride=stride, residual=True).eval().layers[1]
+    zero_(layer.norm)
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(layer(images), layer.pool(layer.shortcut(images).relu()))
+
+
+def test_a_residual_layer_whose_paths_differ_in_size_is_refused():
+    with pytest.raises(ValueError, match="padding"):
+        CNN([4], residual=True, padding=0)
+
+
+def test_build_model_depends_on_the_seed_alone_and_leaves_the_global_state():
+    state = torch.random.get_rng_state()
+    models = [build_model(exercise_1_2.config | {"seed": seed}) for seed in (0, 0, 1)]
+    first, again, other = (torch.cat([p.flatten() for p in m.parameters()]) for m in models)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_build_model_gives_the_networks_of_the_exercises():
+    skip_mlp = build_model(exercise_1_2.config)
+    assert [type(block) for block in skip_mlp.blocks] == [SkipBlock, SkipBlock]
+    cnn = build_model(exercise_1_3.config)
+    assert [block.conv.out_channels for block in cnn.layers] == [64, 128, 256, 128, 64]
+    images = torch.randn(1, 3, 128, 128)
+    assert build_model(exercise_2_3.config).features(images).shape[2:] == (8, 8)

@@ -1,0 +1,206 @@
+"""The loop, the evaluation and resuming, against plain torch and against themselves."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.metrics import confusion_matrix
+from torch.nn import functional as F
+
+import training
+from checkpoint import load_checkpoint
+from config import complete_config
+from dataset import batches, load_datasets
+from evaluate import evaluate
+from models import build_model
+from training import make_optimizer, plain_step, schedule_factor, train
+
+
+class Logits(torch.nn.Module):
+    """A linear layer: the loss differs from batch to batch."""
+
+    def __init__(self, features, classes):
+        super().__init__()
+        self.layer = torch.nn.Linear(features, classes)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 37, 1024])
+def test_a_ragged_last_batch_does_not_bias_the_mean(random_images, batch_size):
+    model = Logits(64, 3)
+    logits = model(random_images.normalise(random_images.images))
+    result = evaluate(model, random_images, batch_size)
+    assert result["loss"] == pytest.approx(F.cross_entropy(logits, random_images.labels).item())
+    predicted = logits.argmax(1)
+    assert result["accuracy"] == (predicted == random_images.labels).double().mean().item()
+    expected = confusion_matrix(random_images.labels, predicted, labels=[0, 1, 2])
+    assert result["confusion"].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("training_mode", [True, False])
+def test_evaluate_restores_the_mode_and_moves_no_random_state(random_images, training_mode):
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5), Logits(64, 3)).train(training_mode)
+    state = torch.random.get_rng_state()
+    first, second = evaluate(model, random_images), evaluate(model, random_images)
+    assert model.training == training_mode
+    assert first["loss"] == second["loss"]
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_an_epoch_equals_a_plain_torch_loop(digits_config, optimizer):
+    config = digits_config | {"optimizer": optimizer, "weight_decay": 0.01, "label_smoothing": 0.1}
+    train_set, _, _ = load_datasets(config)
+    ours, plain = build_model(config), build_model(config)
+    mine = make_optimizer(ours, config)
+    schedule = training.Schedule(mine, 21, config)
+    metrics = training.train_epoch(
+        plain_step(ours, mine, config), batches(train_set, config, 1), schedule
+    )
+    settings = {"lr": config["lr"], "weight_decay": 0.01}
+    reference = {
+        "adam": lambda p: torch.optim.Adam(p, **settings),
+        "adamw": lambda p: torch.optim.AdamW(p, **settings),
+        "sgd": lambda p: torch.optim.SGD(p, momentum=0.9, nesterov=True, **settings),
+    }[optimizer](plain.parameters())
+    total = 0.0
+    for images, labels in batches(train_set, config, 1):
+        loss = F.cross_entropy(plain(images), labels, label_smoothing=0.1)
+        reference.zero_grad()
+        loss.backward()
+        reference.step()
+        total += loss.item() * len(labels)
+    for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+    assert metrics["train/loss"] == pytest.approx(total / len(train_set), rel=1e-5)
+
+
+def test_one_cycle_and_cosine_are_those_of_torch():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=0.5, total_steps=50, cycle_momentum=False
+    )
+    for step in range(50):
+        expected = optimizer.param_groups[0]["lr"]
+        assert 0.5 * schedule_factor("one_cycle", step, 50) == pytest.approx(expected)
+        optimizer.step()
+        if step < 49:
+            one_cycle.step()
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50)
+    for step in range(50):
+        expected = optimizer.param_groups[0]["lr"]
+        assert 0.5 * schedule_factor("cosine", step, 50) == pytest.approx(expected, abs=1e-9)
+        optimizer.step()
+        cosine.step()
+
+
+def test_warm_up_climbs_to_the_learning_rate():
+    factors = [schedule_factor("constant", step, 100, warmup=4) for step in range(6)]
+    assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+def run(config):
+    """Train from scratch or resumed; (model, last checkpoint, accuracies, losses)."""
+    train_set, val_set, _ = load_datasets(config)
+    model = build_model(complete_config(config))
+    lists = train(model, train_set, val_set, config)
+    folder = config["run_dir"] if config["resume"] == "none" else config["resume"]
+    return model, load_checkpoint(Path(folder) / "checkpoints" / "last.pt"), *lists
+
+
+def interrupt_in_epoch(monkeypatch, epoch):
+    """Make training stop as Ctrl-C does, in the middle of an epoch."""
+    deal = training.batches
+
+    def interrupted(train_set, config, number):
+        for count, batch in enumerate(deal(train_set, config, number)):
+            if number == epoch and count == 5:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(training, "batches", interrupted)
+
+
+def assert_same(state, other):
+    """Two states equal bit for bit, all but the speed."""
+    flat, other_flat = (torch.utils._pytree.tree_flatten(s)[0] for s in (state, other))
+    assert len(flat) == len(other_flat)
+    for a, b in zip(flat, other_flat, strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def comparable(state):
+    history = [
+        {key: value for key, value in row.items() if "per_second" not in key}
+        for row in state["history"]
+    ]
+    return [state[key] for key in ("epoch", "model", "optimizer", "scheduler")] + [history]
+
+
+def stop_and_resume(config, monkeypatch, tmp_path):
+    stopped = config | {"run_dir": str(tmp_path / "stopped")}
+    with monkeypatch.context() as patch:
+        interrupt_in_epoch(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            run(stopped)
+    return run(stopped | {"resume": stopped["run_dir"]})
+
+
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(
+    everything_config, monkeypatch, tmp_path
+):
+    _, straight, *lists = run(everything_config)
+    _, resumed, *resumed_lists = stop_and_resume(everything_config, monkeypatch, tmp_path)
+    assert_same(comparable(straight), comparable(resumed))
+    assert lists == resumed_lists
+
+
+def test_the_comparison_sees_a_difference_where_randomness_does_not_follow_the_epoch(
+    everything_config, monkeypatch, tmp_path
+):
+    _, straight, *_ = run(everything_config)
+    torch.manual_seed(99)
+    monkeypatch.setattr(training.torch, "manual_seed", lambda seed: None)
+    _, resumed, *_ = stop_and_resume(everything_config, monkeypatch, tmp_path)
+    with pytest.raises(AssertionError):
+        assert_same(comparable(straight), comparable(resumed))
+
+
+def test_best_is_the_first_epoch_of_the_highest_validation_accuracy(digits_config):
+    config = digits_config | {"epochs": 5}
+    model, _, accuracies, losses = run(config)
+    best = load_checkpoint(Path(config["run_dir"]) / "checkpoints" / "best.pt")
+    assert len(accuracies) == len(losses) == 5
+    assert best["epoch"] == accuracies.index(max(accuracies)) + 1
+    assert_same(best["model"], model.state_dict())
+    assert not model.training
+    assert evaluate(model, load_datasets(config)[1])["accuracy"] == max(accuracies)
+
+
+def test_a_changed_config_is_refused_by_name_but_more_epochs_are_not(digits_config):
+    run(digits_config)
+    resumed = digits_config | {"resume": digits_config["run_dir"]}
+    with pytest.raises(ValueError, match=r"lr 0.001 -> 0.1"):
+        run(resumed | {"lr": 0.1})
+    assert run(resumed | {"epochs": 2})[1]["epoch"] == 2
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoints(digits_config):
+    with pytest.raises(ValueError, match=r"epoch 1 .*learning rate 1e\+30"):
+        run(digits_config | {"lr": 1e30, "optimizer": "sgd"})
+    assert not list(Path(digits_config["run_dir"], "checkpoints").iterdir())
+
+
+def test_the_compiled_step_is_the_plain_step_within_rounding(digits_config, tmp_path):
+    skip_mlp = {"kind": "skip_mlp", "layers": [64, 16, 8, 10], "dropout": 0.5}
+    config = digits_config | {"model": skip_mlp, "weight_decay": 0.1, "optimizer": "adamw"}
+    _, plain, *_ = run(config | {"compile": "off"})
+    _, fast, *_ = run(config | {"compile": "on", "run_dir": str(tmp_path / "fast")})
+    assert json.loads((tmp_path / "fast" / "config.json").read_text())["compile"] == "on"
+    for name, weights in plain["model"].items():
+        torch.testing.assert_close(weights, fast["model"][name], atol=1e-5, rtol=1e-4)
+    assert not all(torch.equal(w, fast["model"][n]) for n, w in plain["model"].items())
