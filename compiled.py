@@ -52,15 +52,18 @@ class CompiledStep:
             fallback,
             len(labels),
         )
-        self.lr = torch.tensor(self.group["lr"])
+        self.scalars = torch.ones(3)
         states = prepare_state(optimizer)
-        self.tensors = [t for columns in states for t in columns] + [self.lr]
-        self.run = load_or_compile(model, self.group, states, self.lr, images, labels, config)
+        self.count = states[-1][0]
+        self.tensors = [t for columns in states for t in columns] + [self.scalars]
+        self.run = load_or_compile(model, self.group, states, self.scalars, images, labels, config)
 
     def __call__(self, images, labels):
         if len(labels) != self.batch_size:
             return self.fallback(images, labels)
-        self.lr.fill_(self.group["lr"])
+        lr, (beta1, beta2), count = self.group["lr"], self.group["betas"], self.count.item() + 1
+        # computed here, since the compiled loops would raise to the power for every weight
+        self.scalars.copy_(torch.tensor([lr, 1 - beta1**count, 1 - beta2**count]))
         return self.run([*self.tensors, images, labels])
 
 
@@ -88,40 +91,44 @@ def traceable_step(model, group, config):
         loss = F.cross_entropy(logits, labels, label_smoothing=config["label_smoothing"])
         return loss, logits
 
-    def step(parameters, averages, squares, steps, lr, images, labels):
+    def step(parameters, averages, squares, steps, scalars, images, labels):
         slopes = torch.func.grad_and_value(loss_of, has_aux=True)
         gradients, (loss, logits) = slopes(parameters, images, labels)
         for parameter, gradient, average, square, count in zip(
             parameters, gradients, averages, squares, steps, strict=True
         ):
-            adam_update(parameter, gradient, average, square, count, lr, group, config["optimizer"])
+            count.add_(1)
+            adam_update(parameter, gradient, average, square, scalars, group, config["optimizer"])
         return loss, (logits.argmax(1) == labels).sum()
 
     return step
 
 
-def adam_update(parameter, gradient, average, square, count, lr, group, kind):
-    """Adam (Kingma and Ba 2015, algorithm 1) or AdamW, in place; `count` is the step, from 1."""
+def adam_update(parameter, gradient, average, square, scalars, group, kind):
+    """Adam (Kingma and Ba 2015, algorithm 1) or AdamW, in place.
+
+    `scalars` are the learning rate and the two bias corrections, 1 - beta1^t and 1 - beta2^t.
+    """
+    lr, correction1, correction2 = scalars
     beta1, beta2 = group["betas"]
     if kind == "adamw":
         parameter.mul_(1 - lr * group["weight_decay"])
     elif group["weight_decay"]:
         gradient = gradient + group["weight_decay"] * parameter
-    count.add_(1)
     average.lerp_(gradient, 1 - beta1)
     square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    scale = (square / (1 - beta2**count)).sqrt() + group["eps"]
-    parameter.sub_(lr / (1 - beta1**count) * average / scale)
+    scale = (square / correction2).sqrt() + group["eps"]
+    parameter.sub_(lr / correction1 * average / scale)
 
 
-def load_or_compile(model, group, states, lr, images, labels, config):
+def load_or_compile(model, group, states, scalars, images, labels, config):
     """The compiled step, as a function of a list of tensors, from the cache where it is there."""
     path = CACHE / f"step-{cache_key(model, images, config)}.pt2"
     if not path.is_file():
         print("compiling the training step, once ...", end=" ", file=sys.stderr, flush=True)
         start = time.perf_counter()
         step = traceable_step(model, group, config)
-        compile_ahead(step, (*states, lr, images, labels), path)
+        compile_ahead(step, (*states, scalars, images, labels), path)
         print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
     return torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1).boxed_run
 
@@ -145,7 +152,9 @@ def compile_ahead(step, arguments, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{os.getpid()}-{path.name}")
     copies = torch.utils._pytree.tree_map(torch.clone, arguments)  # tracing runs the step once
-    settings = {"fallback_random": True}  # dropout draws what the plain step would
+    settings = {
+        "fallback_random": True,  # dropout draws what the plain step would
+    }
     with torch.random.fork_rng(devices=[]):
         graph = make_fx(step)(*copies)
         program = torch.export.export(graph, copies)

@@ -1,0 +1,72 @@
+"""What the benchmarks share: contenders in child processes, one table, one file of results."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from tracking import git_commit
+
+RESULTS = Path("results")
+
+
+def machine_name():
+    """A word for this machine: its processor and the number of its cores."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":")[1].strip() if names else model
+    word = "".join(c if c.isalnum() else "-" for c in model.lower()).strip("-")
+    return f"{word}-{os.cpu_count()}-cores"
+
+
+def run_contender(module, name, *arguments):
+    """Run `python -m module --contender name` on its own; what it printed last, as JSON.
+
+    A contender whose package is missing or that fails is reported as {"error": reason}.
+    """
+    command = [sys.executable, "-m", module, "--contender", name, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message"
+        return {"error": reason[:100]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def spread(values):
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def print_table(title, header, rows):
+    """Rows of text in columns, the first left-aligned."""
+    table = [header, *rows]
+    widths = [max(len(str(row[i])) for row in table) for i in range(len(header))]
+    print(f"\n{title}")
+    for row in table:
+        first, *rest = (str(cell) for cell in row)
+        cells = [first.ljust(widths[0])]
+        cells += [c.rjust(w) for c, w in zip(rest, widths[1:], strict=True)]
+        print("  ".join(cells))
+
+
+def write_results(name, results, file=None):
+    """Lay `results` into results/benchmarks-<machine>.json under `name`, with what made them."""
+    path = RESULTS / (file or f"benchmarks-{machine_name()}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    everything = json.loads(path.read_text()) if path.is_file() else {}
+    everything[name] = {
+        "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
+        "commit": git_commit(),
+        "machine": machine_name(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    } | results
+    path.write_text(json.dumps(everything, indent=2) + "\n")
+    print(f"\nwritten to {path}")
