@@ -154,14 +154,14 @@ class Schedule:
     """
 
     def __init__(self, optimizer, steps_per_epoch, config):
-        self.groups, self.lr, self.kind = optimizer.param_groups, config["lr"], config["schedule"]
+        self.optimizer, self.lr, self.kind = optimizer, config["lr"], config["schedule"]
         self.total = config["epochs"] * steps_per_epoch
         self.warmup = config["warmup_epochs"] * steps_per_epoch
         self.taken = 0
 
     def step(self):
         lr = self.lr * schedule_factor(self.kind, self.taken, self.total, self.warmup)
-        for group in self.groups:
+        for group in self.optimizer.param_groups:  # a new list after load_state_dict
             group["lr"] = lr
         self.taken += 1
 
