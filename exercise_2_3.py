@@ -7,7 +7,7 @@ python exercise_2_3.py --dataset digits                       # no download
 """
 
 from cam import cam
-from checkpoint import load_model
+from checkpoint import load_checkpoint, load_model
 from config import defaults, parse_config
 from dataset import load_datasets
 from evaluate import evaluate
@@ -68,7 +68,9 @@ def explain(config):
     val, test = evaluate(model, val_set), evaluate(model, test_set)
     draw_confusion(test["confusion"], test_set.classes, config["run_dir"])
     cam(model, test_set, config)
-    return summarise(model, [val["accuracy"]], [val["loss"]], test)
+    results = summarise(model, [val["accuracy"]], [val["loss"]], test)
+    results["val"]["best_epoch"] = load_checkpoint(config["checkpoint"])["epoch"]
+    return results
 
 
 if __name__ == "__main__":
