@@ -58,7 +58,8 @@ def load_datasets(config):
     """(train_set, val_set, test_set) of config["dataset"].
 
     The validation set is a share of the training images, drawn by config["seed"] alone. Raises
-    FileNotFoundError or ValueError, saying what is missing and what to do, before anything is read.
+    FileNotFoundError or ValueError, saying what is missing and what to do. Prints one line about
+    what was loaded.
     """
     splits, classes, mean, std = LOADERS[config["dataset"]](config)
     whole, test_set = (
@@ -75,7 +76,9 @@ def load_datasets(config):
         )
     order = torch.randperm(len(whole), generator=make_generator(config["seed"], "split"))
     val_indices, train_indices = order[:held_out].sort()[0], order[held_out:].sort()[0]
-    return whole.subset(train_indices), whole.subset(val_indices), test_set
+    sets = whole.subset(train_indices), whole.subset(val_indices), test_set
+    print(describe(*sets))
+    return sets
 
 
 def shrink(images, size):

@@ -1,8 +1,11 @@
-"""Exercise 1.1: how good is a small MLP on MNIST?
+"""Exercise 1.3: what does convolution buy on CIFAR-10?
 
-python exercise_1_1.py                      # 50 epochs
-python exercise_1_1.py --dataset digits     # no download
-python exercise_1_1.py --seeds 0 1 2 3 4    # mean and standard deviation
+    python exercise_1_3.py                      # 75 epochs of about a minute on 2 cores
+    python exercise_1_3.py --epochs 8           # a first look
+    python exercise_1_3.py --dataset digits     # no download, 20 s
+    python exercise_1_3.py --model.residual     # the same network with skip connections
+
+Seed 0 on 2 cores of an AMD EPYC: test accuracy 0.7619 after 8 epochs; 75 have not been run.
 """
 
 from config import defaults, parse_config

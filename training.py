@@ -14,7 +14,7 @@ from config import RESUMABLE, complete_config, differences
 from dataset import batches, derive_seed
 from evaluate import evaluate
 from models import CNN, layer_table
-from tracking import Tracker, open_run, write_manifest
+from tracking import Tracker, device_name, open_run, write_manifest
 
 
 def train(model, train_set, val_set, config):
@@ -39,6 +39,7 @@ def train(model, train_set, val_set, config):
 
     folder = open_run(config)
     write_manifest(folder, config, train_set, device)
+    print(f"device: {device_name(device)}, {torch.get_num_threads()} threads")
     print(layer_table(model, train_set.images.shape[1:]))
     print(f"run folder: {folder}", flush=True)
     train_set, val_set = keep_on(device, train_set), keep_on(device, val_set)
