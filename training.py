@@ -39,7 +39,7 @@ def train(model, train_set, val_set, config):
 
     folder = open_run(config)
     write_manifest(folder, config, train_set, device)
-    print(f"device: {device_name(device)}, {torch.get_num_threads()} threads")
+    print(f"device: {device_name(device)}, threads: {torch.get_num_threads()}")
     print(layer_table(model, train_set.images.shape[1:]))
     print(f"run folder: {folder}", flush=True)
     train_set, val_set = keep_on(device, train_set), keep_on(device, val_set)
