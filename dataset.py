@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from config import defaults
 from images import load_digits, load_folder, load_imagenette, load_mnist
 
 BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**28}  # float pixels made at once: what a cache holds
@@ -61,6 +62,7 @@ def load_datasets(config):
     FileNotFoundError or ValueError, saying what is missing and what to do. Prints one line about
     what was loaded.
     """
+    config = defaults | config
     splits, classes, mean, std = LOADERS[config["dataset"]](config)
     whole, test_set = (
         ImageDataset(
@@ -101,23 +103,27 @@ def derive_seed(*key):
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
 
 
-def batches(dataset, config, epoch):
+def batches(dataset, config, epoch, device=None):
     """Batches (images float32 (n, C, H, W), labels (n,)) of one training epoch.
 
     Order and augmentation depend on (seed, epoch) alone, not on the device. Several batches are
-    gathered, augmented and normalised at once, then handed out as slices.
+    gathered where the data set is, then augmented and normalised on `device`, and handed out as
+    slices.
     """
     count, batch_size = len(dataset), config["batch_size"]
     generator = make_generator(config["seed"], "epoch", epoch)
     order = torch.randperm(count, generator=generator)
     warps, centres = draw_augmentation(count, dataset.images.shape[-2:], config, generator)
-    device = dataset.images.device
+    home = dataset.images.device
+    device = device or home
     batch_bytes = 4 * batch_size * dataset.images[0].numel()
     at_once = max(1, BLOCK_BYTES.get(device.type, 2**20) // batch_bytes) * batch_size
     for start in range(0, count, at_once):
-        rows = order[start : start + at_once].to(device)
-        images = dataset.images.index_select(0, rows)  # a third of the time of images[rows]
-        labels = dataset.labels[rows]
+        rows = order[start : start + at_once].to(home)
+        images = dataset.images.index_select(0, rows).to(
+            device
+        )  # images[rows] takes thrice as long
+        labels = dataset.labels[rows].to(device)
         if warps is not None:
             images = warp(images, warps[start : start + at_once].to(device))
         images = dataset.normalise(images)

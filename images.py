@@ -61,7 +61,8 @@ def load_mnist(config):
         if len(images) != len(labels) or images.shape[1:] != (28, 28) or labels.max() > 9:
             raise ValueError(f"{raw / image_file} and {label_file} do not belong together")
         splits[split] = (torch.from_numpy(images[:, None]), torch.from_numpy(labels).long())
-    statistics = channel_statistics(splits["train"][0].numpy())
+    files = [raw / name for name in MNIST_FILES["train"]]
+    statistics = remembered_statistics(files, splits["train"][0].numpy(), config)
     return splits, [str(digit) for digit in range(10)], *statistics
 
 
@@ -129,7 +130,9 @@ def load_cifar10_archive(config):
         archive = torchvision.datasets.CIFAR10(folder, train=split == "train")
         images = np.ascontiguousarray(archive.data.transpose(0, 3, 1, 2))
         splits[split] = (torch.from_numpy(images), torch.tensor(archive.targets))
-    return splits, archive.classes, *channel_statistics(splits["train"][0].numpy())
+    files = sorted((folder / "cifar-10-batches-py").iterdir())
+    statistics = remembered_statistics(files, splits["train"][0].numpy(), config)
+    return splits, archive.classes, *statistics
 
 
 def read_splits(folder, config):
@@ -176,16 +179,9 @@ def read_cached(paths, split, config):
     The cache is keyed by a fingerprint of every file's name, size and time and of how the pixels
     are made. It is written beside its place and moved there when complete.
     """
-    settings = [CACHE_FORMAT, config["image_size"], config["resize"]]
-    print_of = hashlib.sha256(json.dumps(settings).encode())
-    for path in paths:
-        status = path.stat()
-        print_of.update(
-            f"{path.parent.name}/{path.name} {status.st_size} {status.st_mtime_ns}\n".encode()
-        )
-    fingerprint = print_of.hexdigest()
+    mark = fingerprint(paths, [config["image_size"], config["resize"]])
     folder = Path(config["data_dir"]) / ".cache"
-    cache = folder / f"{config['dataset']}-{split}-{config['image_size']}-{fingerprint[:12]}.npy"
+    cache = folder / f"{config['dataset']}-{split}-{config['image_size']}-{mark}.npy"
     notes = cache.with_suffix(".json")
     if not (cache.is_file() and notes.is_file()):
         if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
@@ -195,6 +191,30 @@ def read_cached(paths, split, config):
         folder.mkdir(exist_ok=True)
         _build_cache(paths, cache, notes, split, config)
     return np.load(cache, mmap_mode="c"), json.loads(notes.read_text())
+
+
+def fingerprint(paths, settings=()):
+    """A word that changes with the name, size or time of any file, or with how pixels are made."""
+    digest = hashlib.sha256(json.dumps([CACHE_FORMAT, *settings]).encode())
+    for path in paths:
+        status = path.stat()
+        line = f"{path.parent.name}/{path.name} {status.st_size} {status.st_mtime_ns}\n"
+        digest.update(line.encode())
+    return digest.hexdigest()[:12]
+
+
+def remembered_statistics(paths, images, config):
+    """Mean and std of `images`, which come from the files `paths`, computed once and kept."""
+    notes = Path(config["data_dir"]) / ".cache" / f"{config['dataset']}-{fingerprint(paths)}.json"
+    if notes.is_file():
+        return json.loads(notes.read_text())
+    statistics = channel_statistics(images)
+    if os.access(config["data_dir"], os.W_OK):
+        notes.parent.mkdir(exist_ok=True)
+        unfinished = notes.with_suffix(f".{os.getpid()}.tmp")
+        unfinished.write_text(json.dumps(statistics))
+        unfinished.replace(notes)
+    return statistics
 
 
 def _build_cache(paths, cache, notes, split, config):

@@ -8,7 +8,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from config import fit_model
+from checks import fit_model
+from config import defaults
 
 
 class MLP(nn.Module):
@@ -176,6 +177,7 @@ def build_model(config):
     Sizes that the data set fixes are filled in where they are missing, so this also rebuilds a
     network from the config of a checkpoint. The global random state is left as it was.
     """
+    config = defaults | config
     model = fit_model(config)
     if "layers" in model and model["kind"] != "cnn":
         model["layer_sizes"] = model.pop("layers")

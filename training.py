@@ -1,5 +1,6 @@
 """The train loop: optimizer, schedule, loss, checkpoints and logs, from one config."""
 
+import contextlib
 import math
 import sys
 import time
@@ -17,6 +18,16 @@ from models import CNN, layer_table
 from tracking import Tracker, device_name, open_run, write_manifest
 
 
+@contextlib.contextmanager
+def _threads_restored():
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_threads_restored()
 def train(model, train_set, val_set, config):
     """Train `model` in place; return (validation accuracies, validation losses), a float an epoch.
 
@@ -27,7 +38,6 @@ def train(model, train_set, val_set, config):
     """
     config = complete_config(config)
     device = choose_device(config["device"])
-    threads = torch.get_num_threads()
     if device.type == "cpu" and not isinstance(model, CNN):
         torch.set_num_threads(1)  # two meet more often than they help in matrices this small
     model.to(device, memory_format=torch.channels_last if isinstance(model, CNN) else None)
@@ -35,7 +45,7 @@ def train(model, train_set, val_set, config):
     schedule = Schedule(optimizer, math.ceil(len(train_set) / config["batch_size"]), config)
     parts = {"model": model, "optimizer": optimizer, "scheduler": schedule}
     history, wandb_id = restore(parts, config) if config["resume"] != "none" else ([], None)
-    config["compile"] = "on" if choose_compiled(config, model, device, schedule.total) else "off"
+    step = make_step(model, optimizer, train_set, schedule.total, config)
 
     folder = open_run(config)
     write_manifest(folder, config, train_set, device)
@@ -43,15 +53,15 @@ def train(model, train_set, val_set, config):
     print(layer_table(model, train_set.images.shape[1:]))
     print(f"run folder: {folder}", flush=True)
     train_set, val_set = keep_on(device, train_set), keep_on(device, val_set)
-    step = make_step(model, optimizer, train_set, config)
     tracker = Tracker(folder, config, history, wandb_id)
     progress = Progress(config["epochs"], len(train_set), history)
     try:
         for epoch in range(len(history) + 1, config["epochs"] + 1):
             torch.manual_seed(derive_seed(config["seed"], "dropout", epoch))
-            lr = optimizer.param_groups[0]["lr"]
             model.train()
-            metrics = train_epoch(step, progress.watch(train_set, config, epoch), schedule)
+            watched = progress.watch(batches(train_set, config, epoch, device), epoch)
+            metrics = train_epoch(step, watched, schedule)
+            lr = optimizer.param_groups[0]["lr"]
             check_finite(metrics["train/loss"], epoch, lr)
             val = evaluate(model, val_set)
             metrics |= {"train/lr": lr, "val/loss": val["loss"], "val/accuracy": val["accuracy"]}
@@ -63,7 +73,6 @@ def train(model, train_set, val_set, config):
     finally:
         progress.close()
         tracker.close()
-        torch.set_num_threads(threads)
     model.load_state_dict(load_checkpoint(folder / "checkpoints" / "best.pt")["model"])
     model.eval()
     return [row["val/accuracy"] for row in history], [row["val/loss"] for row in history]
@@ -85,14 +94,21 @@ def plain_step(model, optimizer, config):
     return step
 
 
-def make_step(model, optimizer, train_set, config):
-    """The plain step, or the same one compiled."""
-    step = plain_step(model, optimizer, config)
-    if config["compile"] == "off" or len(train_set) < config["batch_size"]:
-        return step
-    images = train_set.normalise(train_set.images[: config["batch_size"]])
-    labels = train_set.labels[: config["batch_size"]]
-    return CompiledStep(model.train(), optimizer, images, labels, config, fallback=step)
+def make_step(model, optimizer, train_set, steps, config):
+    """The plain step, or the same one compiled; config["compile"] then says which."""
+    step, device = plain_step(model, optimizer, config), next(model.parameters()).device
+    compiles = choose_compiled(config, model, device, steps)
+    config["compile"] = "off"
+    if compiles and len(train_set) >= config["batch_size"]:
+        images = train_set.normalise(train_set.images[: config["batch_size"]])
+        labels = train_set.labels[: config["batch_size"]]
+        try:
+            step = CompiledStep(model.train(), optimizer, images, labels, config, fallback=step)
+            config["compile"] = "on"
+        except Exception as error:  # whatever a compiler may do, the plain step still runs
+            reason = str(error).splitlines()[0][:100]
+            print(f"the plain step is taken, compiling failed: {reason}", file=sys.stderr)
+    return step
 
 
 def train_epoch(step, batches, schedule):
@@ -133,7 +149,7 @@ def uses_bfloat16(config, device):
 
 def keep_on(device, dataset):
     """The data set on `device`, where it takes at most half of the memory that is free there."""
-    if device.type != "cuda" or dataset.images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+    if device.type == "cuda" and dataset.images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
         return dataset
     return dataset.to(device)
 
@@ -235,10 +251,10 @@ class Progress:
             bar_format="{desc}{percentage:3.0f}% |{bar}| {remaining} left{postfix}",
         )  # fmt: skip
 
-    def watch(self, train_set, config, epoch):
+    def watch(self, batches, epoch):
         """The batches of an epoch, counted as they pass."""
         self.bar.set_description(f"epoch {epoch}/{self.epochs} ", refresh=False)
-        for images, labels in batches(train_set, config, epoch):
+        for images, labels in batches:
             yield images, labels
             self.bar.update(len(labels))
 

@@ -33,10 +33,10 @@ model = models.build_model(config); mark("network")
 class FirstStep(Exception): pass
 make = training.make_step
 def noted(*arguments):
-    mark("run folder, manifest")
+    mark("optimizer")
     step = make(*arguments)
     def first(*batch):
-        mark("loggers, first batch"); step(*batch); mark("first step"); raise FirstStep
+        mark("run folder, loggers, first batch"); step(*batch); mark("first step"); raise FirstStep
     return first
 training.make_step = noted
 try: training.train(model, train_set, val_set, config)

@@ -116,8 +116,8 @@ def interrupt_in_epoch(monkeypatch, epoch):
     """Make training stop as Ctrl-C does, in the middle of an epoch."""
     deal = training.batches
 
-    def interrupted(train_set, config, number):
-        for count, batch in enumerate(deal(train_set, config, number)):
+    def interrupted(train_set, config, number, device):
+        for count, batch in enumerate(deal(train_set, config, number, device)):
             if number == epoch and count == 5:
                 raise KeyboardInterrupt
             yield batch

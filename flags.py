@@ -1,0 +1,85 @@
+"""The command line: every key of a config as a typed flag, by tyro."""
+
+import contextlib
+import copy
+import difflib
+import io
+from typing import Literal, TypedDict
+
+import tyro
+
+
+def find_flag(args, name):
+    """The value that follows `name` among the arguments, or none."""
+    for position, argument in enumerate(args):
+        if argument.startswith(f"{name}="):
+            return argument.removeprefix(f"{name}=")
+        if argument == name and position + 1 < len(args):
+            return args[position + 1]
+    return None
+
+
+def _annotation(config):
+    def kind(value):
+        if isinstance(value, dict):
+            return _annotation(value)
+        return list[int] if isinstance(value, list) else type(value)
+
+    return TypedDict("Config", {key: kind(value) for key, value in config.items()})
+
+
+def parse_flags(base, presets, args):
+    """`base` with the flags in `args` laid over it; `presets` are the names that --preset takes.
+
+    Raises ValueError with what is wrong in one line. --help prints and exits.
+    """
+    kinds = _annotation(base)
+    kinds.__annotations__["preset"] = Literal[tuple(presets)]
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            parsed, unknown = tyro.cli(
+                kinds,
+                default=copy.deepcopy(base),
+                args=args,
+                return_unknown_args=True,
+                use_underscores=True,
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):  # --help
+            raise
+        raise ValueError(_first_paragraph(complaint.getvalue())) from None
+    if unknown:
+        raise ValueError(_unknown(unknown[0], flag_names(base)))
+    return dict(parsed)
+
+
+def _first_paragraph(box):
+    """The message in tyro's frame, on one line: what stands between the first two rules."""
+    groups = [[]]
+    for line in box.splitlines():
+        text = line.strip("│╭╮╰╯ ")
+        if text.startswith("─") or set(text) == {"-"}:
+            groups.append([])
+        else:
+            groups[-1].append(text)
+    return " ".join(groups[1])
+
+
+def flag_names(config, prefix="--"):
+    """{"dropout": "--model.dropout", ...}: every flag by its last word and by its whole name."""
+    names = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            names |= flag_names(value, f"{prefix}{key}.")
+        else:
+            names |= {key: prefix + key, prefix + key: prefix + key}
+    return names
+
+
+def _unknown(flag, names):
+    names = names | {"learning_rate": names.get("lr", "--lr")}
+    near = difflib.get_close_matches(flag.replace("-", "_").lstrip("_"), names, n=1, cutoff=0.5)
+    near = near or difflib.get_close_matches(flag, names, n=1)
+    meant = f"did you mean {names[near[0]]}? " if near else ""
+    return f"unknown flag {flag}; {meant}--help lists all"
