@@ -55,8 +55,13 @@ def generate_class_activation_map(model, images, classes=None):
 
     `classes` is one class for all, a sequence of N, or None for the predicted ones. The map of
     class c is sum_k w_ck A_k over the features A that enter the average pooling. Runs in eval mode
-    on the model's device and leaves the model as it was. Raises ValueError for an unknown class.
+    on the model's device and leaves the model as it was. Raises ValueError for an unknown class
+    and for a network without maps.
     """
+    if not hasattr(model, "features"):
+        raise ValueError(
+            f"a {type(model).__name__} has no map to show; class activation needs a CNN"
+        )
     weight, bias = model.classifier.weight, model.classifier.bias
     training = model.training
     model.eval()

@@ -46,6 +46,8 @@ def check_config(config, defaults):
     _check_ranges(config)
     _check_model_keys(config["model"])
     fit_model(config)
+    if "cam" in config:
+        _check_cam(config["cam"])
     _check_device(config["device"])
     _check_run_dir(config)
     return config
@@ -88,6 +90,13 @@ def _check_ranges(config):
         raise ValueError(f"seeds must be whole numbers, 0 or more, got {config['seeds']}")
     if len(set(config["seeds"])) < len(config["seeds"]):
         raise ValueError(f"seeds must differ from one another, got {config['seeds']}")
+
+
+def _check_cam(cam):
+    if not isinstance(cam["per_class"], int) or cam["per_class"] < 1:
+        raise ValueError(f"cam.per_class must be a positive whole number, got {cam['per_class']!r}")
+    if not all(isinstance(index, int) and index >= 0 for index in cam["indices"]):
+        raise ValueError(f"cam.indices must be whole numbers, 0 or more, got {cam['indices']}")
 
 
 def _check_model_keys(model):
@@ -176,6 +185,11 @@ def _check_device(device):
 
 
 def _check_run_dir(config):
+    if config["resume"] != "none" and config["seeds"]:
+        raise ValueError(
+            f"--resume and --seeds {config['seeds']} do not go together: resume the folder of one "
+            f"seed"
+        )
     if config["resume"] != "none":
         checkpoints = Path(config["resume"]) / "checkpoints"
         if not any((checkpoints / name).is_file() for name in ("last.pt", "previous.pt")):

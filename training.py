@@ -81,7 +81,9 @@ def train(model, train_set, val_set, config):
 def plain_step(model, optimizer, config):
     """step(images, labels) -> (loss, number of correct predictions), after one update."""
     device = next(model.parameters()).device
-    forward = torch.autocast(device.type, torch.bfloat16, uses_bfloat16(config, device))(model)
+    forward = model
+    if uses_bfloat16(config, device):
+        forward = torch.autocast(device.type, torch.bfloat16)(model)
 
     def step(images, labels):
         logits = forward(images)

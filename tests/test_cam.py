@@ -20,7 +20,7 @@ from cam import (
     save_cam_visualization,
 )
 from dataset import ImageDataset
-from models import CNN
+from models import CNN, MLP
 
 NETWORKS = [
     {"layers": [6, 8], "image_size": 16},
@@ -112,6 +112,11 @@ def test_a_class_that_is_not_there_is_refused():
     for wrong in (7, -1):
         with pytest.raises(ValueError, match=f"0 to 6, got .*{wrong}"):
             generate_class_activation_map(model, images, wrong)
+
+
+def test_a_network_without_maps_is_refused():
+    with pytest.raises(ValueError, match="MLP has no map"):
+        generate_class_activation_map(MLP([12, 3]), torch.randn(1, 3, 2, 2))
 
 
 def activation_of(values):

@@ -71,6 +71,7 @@ WRONG = [
     (exercise_1_1, "--dataset image_folder --data_dir empty", "empty", "class folders"),
     (exercise_1_1, "--dataset image_folder --data_dir good", "--image_size", "64"),
     (exercise_1_1, "--resume nowhere", "nowhere", "config.json"),
+    (exercise_1_1, "--resume finished --seeds 1 2", "--seeds", "one seed"),
     (exercise_1_1, "--resume started", "started", "no checkpoint"),
     (exercise_1_1, "--run_dir taken", "taken", "--resume"),
     (exercise_1_1, "--run_dir file", "file", "folder"),
@@ -81,6 +82,9 @@ WRONG = [
     (exercise_1_1, "--dataset mnist --data_dir nowhere", "MNIST/raw", "--dataset digits"),
     (exercise_1_3, "--data_dir nowhere", "cifar-10-batches-py", "--dataset digits"),
     (exercise_2_3, "--data_dir nowhere", "imagenette2-160", "--dataset digits"),
+    (exercise_2_3, "--dataset digits --cam.indices 5 359", "359", "358"),
+    (exercise_2_3, "--cam.indices -1", "cam.indices", "-1"),
+    (exercise_2_3, "--cam.per_class 0", "cam.per_class", "0"),
     (exercise_2_3, "--checkpoint best.pt", "best.pt", "train one first"),
     (exercise_2_3, "--checkpoint file", "file", "checksum"),
 ]
@@ -98,6 +102,9 @@ def surroundings(picture_folder, monkeypatch):
     Path("empty/train").mkdir(parents=True)
     Path("started").mkdir()
     Path("started/config.json").write_text("{}")
+    Path("finished/checkpoints").mkdir(parents=True)
+    Path("finished/config.json").write_text("{}")
+    Path("finished/checkpoints/last.pt").write_text("")
     Path("taken").mkdir()
     Path("taken/results.json").write_text("{}")
     Path("file").write_text("a file")
