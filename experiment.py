@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 
 from config import complete_config
 from models import count_parameters
+from seeds import can_stack, train_seeds
 from tracking import write_json
 
 
@@ -41,10 +42,15 @@ def run(function, name, config):
 def run_seeds(function, name, config):
     """Run the exercise once a seed, in folders seed_<n>; return all results, mean and deviation."""
     folder = Path(config["run_dir"])
-    runs = []
-    for seed in config["seeds"]:
-        single = config | {"seed": seed, "seeds": [], "run_dir": str(folder / f"seed_{seed}")}
-        runs.append(run(function, name, single))
+    start = time.perf_counter()
+    singles = [
+        config | {"seed": seed, "seeds": [], "run_dir": str(folder / f"seed_{seed}")}
+        for seed in config["seeds"]
+    ]
+    if can_stack(config):
+        train_seeds(singles)  # all at once; each run then finds its training done
+        singles = [single | {"resume": single["run_dir"]} for single in singles]
+    runs = [run(function, name, single) for single in singles]
     pick = {
         f"{split}_{metric}": [r[split][metric] for r in runs]
         for split in ("val", "test")
@@ -57,6 +63,7 @@ def run_seeds(function, name, config):
         "runs": runs,
         "mean": {key: fmean(values) for key, values in pick.items()},
         "std": {key: stdev(v) if len(v) > 1 else 0.0 for key, v in pick.items()},
+        "seconds": time.perf_counter() - start,
         "run_dir": config["run_dir"],
     }
     write_json(folder / "results.json", results)

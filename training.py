@@ -52,6 +52,8 @@ def train(model, train_set, val_set, config):
     print(f"device: {device_name(device)}, threads: {torch.get_num_threads()}")
     print(layer_table(model, train_set.images.shape[1:]))
     print(f"run folder: {folder}", flush=True)
+    if len(history) >= config["epochs"]:
+        return take_best(model, folder, history)  # a finished run is looked at again
     train_set, val_set = keep_on(device, train_set), keep_on(device, val_set)
     tracker = Tracker(folder, config, history, wandb_id)
     progress = Progress(config["epochs"], len(train_set), history)
@@ -65,14 +67,19 @@ def train(model, train_set, val_set, config):
             check_finite(metrics["train/loss"], epoch, lr)
             val = evaluate(model, val_set)
             metrics |= {"train/lr": lr, "val/loss": val["loss"], "val/accuracy": val["accuracy"]}
-            improved = val["accuracy"] > max((r["val/accuracy"] for r in history), default=-1.0)
             history.append({"epoch": epoch} | metrics)
             tracker.log(metrics, epoch)
             progress.report(history)
-            save(folder, parts, config, history, tracker.wandb_id, improved)
+            state = {name: part.state_dict() for name, part in parts.items()}
+            save(folder, state | {"history": history, "wandb_id": tracker.wandb_id}, config)
     finally:
         progress.close()
         tracker.close()
+    return take_best(model, folder, history)
+
+
+def take_best(model, folder, history):
+    """Load the weights of the best epoch; return the two lists that `train` returns."""
     model.load_state_dict(load_checkpoint(folder / "checkpoints" / "best.pt")["model"])
     model.eval()
     return [row["val/accuracy"] for row in history], [row["val/loss"] for row in history]
@@ -230,15 +237,15 @@ def restore(parts, config):
     return state["history"], state["wandb_id"]
 
 
-def save(folder, parts, config, history, wandb_id, improved):
+def save(folder, state, config):
     """`best` whenever the validation accuracy rose, `last` every checkpoint_every epochs."""
-    epoch = len(history)
-    periodic = epoch % config["checkpoint_every"] == 0 or epoch == config["epochs"]
-    state = {name: part.state_dict() for name, part in parts.items()}
-    state |= {"epoch": epoch, "config": config, "history": history, "wandb_id": wandb_id}
-    for name, due in (("best.pt", improved), ("last.pt", periodic)):
-        if due:
-            save_checkpoint(folder / "checkpoints" / name, state)
+    *before, now = [row["val/accuracy"] for row in state["history"]]
+    epoch = len(before) + 1
+    state = state | {"epoch": epoch, "config": config}
+    if now > max(before, default=-1.0):
+        save_checkpoint(folder / "checkpoints" / "best.pt", state)
+    if epoch % config["checkpoint_every"] == 0 or epoch == config["epochs"]:
+        save_checkpoint(folder / "checkpoints" / "last.pt", state)
 
 
 class Progress:

@@ -1,0 +1,103 @@
+"""Seeds trained at once are the runs of each seed, within rounding."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import exercise_1_1
+from checkpoint import load_checkpoint
+from config import complete_config
+from dataset import load_datasets
+from models import build_model
+from seeds import Stack, train_seeds
+from training import train
+
+SKIP_MLP = {"kind": "skip_mlp", "layers": [64, 16, 8, 10], "dropout": 0.0}
+
+
+def folders_of(config, seeds, tmp_path):
+    return [
+        complete_config(config | {"seed": seed, "run_dir": str(tmp_path / f"seed_{seed}")})
+        for seed in seeds
+    ]
+
+
+def train_alone(config, tmp_path):
+    config = config | {"run_dir": str(tmp_path / f"alone_{config['seed']}")}
+    train_set, val_set, _ = load_datasets(config)
+    train(build_model(config), train_set, val_set, config)
+    return load_checkpoint(Path(config["run_dir"]) / "checkpoints" / "last.pt")
+
+
+def test_a_stack_computes_what_its_networks_compute(digits_config):
+    models = [build_model(digits_config | {"seed": seed}) for seed in range(3)]
+    images = torch.randn(3, 5, 1, 8, 8)
+    expected = torch.stack([model(x) for model, x in zip(models, images, strict=True)])
+    torch.testing.assert_close(Stack(models)(images), expected)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_five_epochs_of_three_seeds_are_those_of_the_single_runs(
+    digits_config, tmp_path, optimizer
+):
+    changes = {"model": SKIP_MLP, "epochs": 5, "optimizer": optimizer, "schedule": "one_cycle"}
+    configs = folders_of(
+        digits_config | changes | {"shift": 1, "batch_size": 60}, [0, 3, 4], tmp_path
+    )
+    train_seeds(configs)  # 110 steps
+    for config in configs:
+        together = load_checkpoint(Path(config["run_dir"]) / "checkpoints" / "last.pt")
+        alone = train_alone(config, tmp_path)
+        for name, weights in alone["model"].items():
+            torch.testing.assert_close(together["model"][name], weights, atol=2e-4, rtol=1e-3)
+        for ours, theirs in zip(together["history"], alone["history"], strict=True):
+            assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
+            assert ours["train/lr"] == theirs["train/lr"]
+
+
+def test_the_comparison_sees_the_order_of_another_seed(digits_config, tmp_path):
+    configs = folders_of(digits_config, [0, 1], tmp_path)
+    train_seeds(configs)
+    together = load_checkpoint(Path(configs[1]["run_dir"]) / "checkpoints" / "last.pt")
+    alone = train_alone(configs[0], tmp_path)
+    assert together["history"][0]["train/loss"] != pytest.approx(
+        alone["history"][0]["train/loss"], rel=1e-4
+    )
+
+
+def test_a_seed_trained_with_others_goes_on_alone(digits_config, tmp_path):
+    config = digits_config | {"epochs": 3}
+    configs = folders_of(config, [0, 1], tmp_path)
+    train_seeds([c | {"epochs": 2} for c in configs])
+    straight = train_alone(configs[1], tmp_path)
+    folder = configs[1]["run_dir"]
+    train_set, val_set, _ = load_datasets(configs[1])
+    train(build_model(configs[1]), train_set, val_set, configs[1] | {"resume": folder})
+    resumed = load_checkpoint(Path(folder) / "checkpoints" / "last.pt")
+    assert resumed["epoch"] == 3
+    assert resumed["history"][2]["train/loss"] == pytest.approx(
+        straight["history"][2]["train/loss"], rel=1e-4
+    )
+
+
+def test_dropout_is_drawn_for_every_seed_and_repeats(digits_config, tmp_path):
+    model = SKIP_MLP | {"dropout": 0.5}
+    first = folders_of(digits_config | {"model": model}, [0, 1], tmp_path / "a")
+    second = folders_of(digits_config | {"model": model}, [0, 1], tmp_path / "b")
+    losses = []
+    for configs in (first, second):
+        train_seeds(configs)
+        rows = [Path(c["run_dir"], "metrics.csv").read_text().splitlines()[1] for c in configs]
+        losses.append([row.split(",")[1] for row in rows])
+    assert losses[0] == losses[1]
+    assert losses[0][0] != losses[0][1]
+
+
+def test_many_seeds_write_one_summary(digits_config, tmp_path):
+    config = digits_config | {"seeds": [0, 1, 2], "run_dir": str(tmp_path / "many"), "epochs": 2}
+    results = exercise_1_1.main(config)
+    written = json.loads((tmp_path / "many" / "results.json").read_text())
+    assert [run["config"]["seed"] for run in written["runs"]] == results["seeds"] == [0, 1, 2]
+    assert all(run["epochs"] == 2 for run in results["runs"])
