@@ -40,6 +40,25 @@ def choose_compiled(config, model, device, steps):
     return not why_not
 
 
+def make_step(plain, model, optimizer, images, labels, steps, config):
+    """The step `plain`, or the same one compiled for batches like this one.
+
+    config["compile"] then says which: "on" or "off".
+    """
+    device = next(model.parameters()).device
+    compiles = choose_compiled(config, model, device, steps)
+    config["compile"] = "off"
+    if compiles and labels.shape[-1] == config["batch_size"]:
+        try:
+            step = CompiledStep(model.train(), optimizer, images, labels, config, plain)
+            config["compile"] = "on"
+            return step
+        except Exception as error:  # whatever a compiler may do, the plain step still runs
+            reason = str(error).splitlines()[0][:100]
+            print(f"the plain step is taken, compiling failed: {reason}", file=sys.stderr)
+    return plain
+
+
 class CompiledStep:
     """step(images, labels) -> (loss, number of correct predictions) for whole batches.
 
@@ -47,11 +66,8 @@ class CompiledStep:
     """
 
     def __init__(self, model, optimizer, images, labels, config, fallback):
-        self.group, self.fallback, self.batch_size = (
-            optimizer.param_groups[0],
-            fallback,
-            len(labels),
-        )
+        self.group, self.fallback = optimizer.param_groups[0], fallback
+        self.batch_size = labels.shape[-1]
         self.scalars = torch.ones(3)
         states = prepare_state(optimizer)
         self.count = states[-1][0]
@@ -59,7 +75,7 @@ class CompiledStep:
         self.run = load_or_compile(model, self.group, states, self.scalars, images, labels, config)
 
     def __call__(self, images, labels):
-        if len(labels) != self.batch_size:
+        if labels.shape[-1] != self.batch_size:
             return self.fallback(images, labels)
         lr, (beta1, beta2), count = self.group["lr"], self.group["betas"], self.count.item() + 1
         # computed here, since the compiled loops would raise to the power for every weight
@@ -81,6 +97,14 @@ def prepare_state(optimizer):
     return [parameter.detach() for parameter in parameters], *columns
 
 
+def mean_losses(logits, labels, label_smoothing):
+    """Mean cross-entropy of a batch (n, K); of a stack of batches (S, n, K) one a seed, (S,)."""
+    losses = F.cross_entropy(
+        logits.movedim(-1, 1), labels, reduction="none", label_smoothing=label_smoothing
+    )
+    return losses.mean(-1)
+
+
 def traceable_step(model, group, config):
     """The step as a function of tensors alone."""
     names = [name for name, _ in model.named_parameters()]
@@ -88,18 +112,18 @@ def traceable_step(model, group, config):
     def loss_of(parameters, images, labels):
         named = dict(zip(names, parameters, strict=True))
         logits = torch.func.functional_call(model, named, (images,))
-        loss = F.cross_entropy(logits, labels, label_smoothing=config["label_smoothing"])
-        return loss, logits
+        losses = mean_losses(logits, labels, config["label_smoothing"])
+        return losses.sum(), (losses, logits)
 
     def step(parameters, averages, squares, steps, scalars, images, labels):
         slopes = torch.func.grad_and_value(loss_of, has_aux=True)
-        gradients, (loss, logits) = slopes(parameters, images, labels)
+        gradients, (_, (losses, logits)) = slopes(parameters, images, labels)
         for parameter, gradient, average, square, count in zip(
             parameters, gradients, averages, squares, steps, strict=True
         ):
             count.add_(1)
             adam_update(parameter, gradient, average, square, scalars, group, config["optimizer"])
-        return loss, (logits.argmax(1) == labels).sum()
+        return losses, (logits.argmax(-1) == labels).sum(-1)
 
     return step
 

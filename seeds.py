@@ -11,14 +11,22 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
-from torch.nn import functional as F
 from tqdm import tqdm
 
+from compiled import make_step, mean_losses
 from dataset import batches, derive_seed, load_datasets
 from evaluate import evaluate
 from models import MLP, SkipMLP, build_model
 from tracking import Tracker, open_run, write_manifest
-from training import Schedule, check_finite, choose_device, keep_on, make_optimizer, save
+from training import (
+    Schedule,
+    check_finite,
+    choose_device,
+    keep_on,
+    make_optimizer,
+    save,
+    threads_restored,
+)
 
 
 class Stack(nn.Module):
@@ -55,10 +63,7 @@ def stacked_step(stack, optimizer, config):
 
     def step(images, labels):
         logits = stack(images)
-        losses = F.cross_entropy(
-            logits.transpose(1, 2), labels, reduction="none",
-            label_smoothing=config["label_smoothing"],
-        ).mean(1)  # fmt: skip
+        losses = mean_losses(logits, labels, config["label_smoothing"])
         losses.sum().backward()  # the weights of a seed see the mean loss of that seed alone
         optimizer.step()
         optimizer.zero_grad()
@@ -72,6 +77,7 @@ def can_stack(config):
     return config["model"]["kind"] in ("mlp", "skip_mlp") and config["resume"] == "none"
 
 
+@threads_restored()
 def train_seeds(configs):
     """Train one network a config, which differ in seed and run folder, as `train` would.
 
@@ -79,15 +85,20 @@ def train_seeds(configs):
     work done. Order, initial weights and augmentation are those of the single run of that seed;
     dropout draws others.
     """
-    configs = [c | {"compile": "off"} for c in configs]
-    config, device = configs[0], choose_device(configs[0]["device"])
+    config, device = dict(configs[0]), choose_device(configs[0]["device"])
     sets = [[keep_on(device, s) for s in load_datasets(c)[:2]] for c in configs]
     models = [build_model(c).to(device) for c in configs]
     assert all(isinstance(model, MLP | SkipMLP) for model in models)
     stack = Stack(models)
     optimizer = make_optimizer(stack, config)
     schedule = Schedule(optimizer, math.ceil(len(sets[0][0]) / config["batch_size"]), config)
-    step = stacked_step(stack, optimizer, config)
+    dealt = (next(batches(s[0], c, 1)) for s, c in zip(sets, configs, strict=True))
+    images, labels = (torch.stack(part) for part in zip(*dealt, strict=True))
+    plain = stacked_step(stack, optimizer, config)
+    step = make_step(plain, stack, optimizer, images, labels, schedule.total, config)
+    configs = [c | {"compile": config["compile"]} for c in configs]
+    if device.type == "cpu" and step is plain:
+        torch.set_num_threads(1)  # as in `train`; compiled, the stack gains from all of them
     for c, (train_set, _) in zip(configs, sets, strict=True):
         write_manifest(open_run(c), c, train_set, device)
     histories = [[] for _ in configs]

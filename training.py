@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from checkpoint import load_checkpoint, load_last, save_checkpoint
-from compiled import CompiledStep, choose_compiled
+from compiled import make_step
 from config import RESUMABLE, complete_config, differences
 from dataset import batches, derive_seed
 from evaluate import evaluate
@@ -19,7 +19,8 @@ from tracking import Tracker, device_name, open_run, write_manifest
 
 
 @contextlib.contextmanager
-def _threads_restored():
+def threads_restored():
+    """Whatever number of threads is set inside, the one before comes back."""
     threads = torch.get_num_threads()
     try:
         yield
@@ -27,7 +28,7 @@ def _threads_restored():
         torch.set_num_threads(threads)
 
 
-@_threads_restored()
+@threads_restored()
 def train(model, train_set, val_set, config):
     """Train `model` in place; return (validation accuracies, validation losses), a float an epoch.
 
@@ -45,7 +46,10 @@ def train(model, train_set, val_set, config):
     schedule = Schedule(optimizer, math.ceil(len(train_set) / config["batch_size"]), config)
     parts = {"model": model, "optimizer": optimizer, "scheduler": schedule}
     history, wandb_id = restore(parts, config) if config["resume"] != "none" else ([], None)
-    step = make_step(model, optimizer, train_set, schedule.total, config)
+    first = slice(config["batch_size"])
+    images, labels = train_set.normalise(train_set.images[first]), train_set.labels[first]
+    plain = plain_step(model, optimizer, config)
+    step = make_step(plain, model, optimizer, images, labels, schedule.total, config)
 
     folder = open_run(config)
     write_manifest(folder, config, train_set, device)
@@ -100,23 +104,6 @@ def plain_step(model, optimizer, config):
         optimizer.zero_grad()
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
-    return step
-
-
-def make_step(model, optimizer, train_set, steps, config):
-    """The plain step, or the same one compiled; config["compile"] then says which."""
-    step, device = plain_step(model, optimizer, config), next(model.parameters()).device
-    compiles = choose_compiled(config, model, device, steps)
-    config["compile"] = "off"
-    if compiles and len(train_set) >= config["batch_size"]:
-        images = train_set.normalise(train_set.images[: config["batch_size"]])
-        labels = train_set.labels[: config["batch_size"]]
-        try:
-            step = CompiledStep(model.train(), optimizer, images, labels, config, fallback=step)
-            config["compile"] = "on"
-        except Exception as error:  # whatever a compiler may do, the plain step still runs
-            reason = str(error).splitlines()[0][:100]
-            print(f"the plain step is taken, compiling failed: {reason}", file=sys.stderr)
     return step
 
 
