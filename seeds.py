@@ -83,7 +83,8 @@ def train_seeds(configs):
 
     Leaves in every run folder what `train` leaves there, so that a run that resumes it finds its
     work done. Order, initial weights and augmentation are those of the single run of that seed;
-    dropout draws others.
+    dropout draws others. Computes in float32 on every device. TensorBoard and W&B are written at
+    the end; until then the checkpoints hold the history.
     """
     config, device = dict(configs[0]), choose_device(configs[0]["device"])
     sets = [[keep_on(device, s) for s in load_datasets(c)[:2]] for c in configs]
