@@ -90,6 +90,8 @@ def train_seeds(configs):
     sets = [[keep_on(device, s) for s in load_datasets(c)[:2]] for c in configs]
     models = [build_model(c).to(device) for c in configs]
     assert all(isinstance(model, MLP | SkipMLP) for model in models)
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # as in `train`: two are twice as fast or ten times as slow
     stack = Stack(models)
     optimizer = make_optimizer(stack, config)
     schedule = Schedule(optimizer, math.ceil(len(sets[0][0]) / config["batch_size"]), config)
@@ -98,8 +100,6 @@ def train_seeds(configs):
     plain = stacked_step(stack, optimizer, config)
     step = make_step(plain, stack, optimizer, images, labels, schedule.total, config)
     configs = [c | {"compile": config["compile"]} for c in configs]
-    if device.type == "cpu" and step is plain:
-        torch.set_num_threads(1)  # as in `train`; compiled, the stack gains from all of them
     for c, (train_set, _) in zip(configs, sets, strict=True):
         write_manifest(open_run(c), c, train_set, device)
     histories = [[] for _ in configs]
