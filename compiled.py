@@ -7,10 +7,10 @@ optimizer in place: checkpoints are the same, and a plain step may follow a comp
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -149,11 +149,9 @@ def load_or_compile(model, group, states, scalars, images, labels, config):
     """The compiled step, as a function of a list of tensors, from the cache where it is there."""
     path = CACHE / f"step-{cache_key(model, images, config)}.pt2"
     if not path.is_file():
-        print("compiling the training step, once ...", end=" ", file=sys.stderr, flush=True)
-        start = time.perf_counter()
+        print("compiling the training step, once: about 15 s", file=sys.stderr, flush=True)
         step = traceable_step(model, group, config)
         compile_ahead(step, (*states, scalars, images, labels), path)
-        print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
     return torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1).boxed_run
 
 
@@ -174,6 +172,7 @@ def compile_ahead(step, arguments, path):
     from torch.fx.experimental.proxy_tensor import make_fx
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("torch.utils.cpp_extension").setLevel("ERROR")  # it misses CUDA aloud
     unfinished = path.with_name(f"{os.getpid()}-{path.name}")
     copies = torch.utils._pytree.tree_map(torch.clone, arguments)  # tracing runs the step once
     settings = {
@@ -181,8 +180,31 @@ def compile_ahead(step, arguments, path):
     }
     with torch.random.fork_rng(devices=[]):
         graph = make_fx(step)(*copies)
+        turn_gradients(graph)
         program = torch.export.export(graph, copies)
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(unfinished), inductor_configs=settings
         )
     unfinished.replace(path)
+
+
+def turn_gradients(graph):
+    """The gradients of stacked weights as G' X, not (X' G)': Adam then reads them row by row."""
+    aten = torch.ops.aten
+    for node in graph.graph.find_nodes(op="call_function", target=aten.transpose.int):
+        product = node.args[0]
+        if product.target is aten.view.default and same_shape(product, product.args[0]):
+            product = product.args[0]
+        if product.target is aten.bmm.default:
+            with graph.graph.inserting_before(node):
+                left, right = (
+                    graph.graph.call_function(aten.transpose.int, (factor, 1, 2))
+                    for factor in reversed(product.args)
+                )
+                turned = graph.graph.call_function(aten.bmm.default, (left, right))
+            node.replace_all_uses_with(turned)  # the old product has no user left and is dropped
+    graph.recompile()
+
+
+def same_shape(first, second):
+    return first.meta["tensor_meta"].shape == second.meta["tensor_meta"].shape

@@ -106,29 +106,39 @@ def derive_seed(*key):
 def batches(dataset, config, epoch, device=None):
     """Batches (images float32 (n, C, H, W), labels (n,)) of one training epoch.
 
-    Order and augmentation depend on (seed, epoch) alone, not on the device. Several batches are
-    gathered where the data set is, then augmented and normalised on `device`, and handed out as
-    slices.
+    Order and augmentation depend on (seed, epoch) alone, not on the device.
     """
-    count, batch_size = len(dataset), config["batch_size"]
+    draws = draw_epoch(dataset, config, epoch)
+    return prepare(dataset, *draws, config["batch_size"], config["cutout"], device)
+
+
+def draw_epoch(dataset, config, epoch):
+    """(order (N,), warps (N, 2, 3) or None, cutout centres (N, 2) or None) of one epoch."""
     generator = make_generator(config["seed"], "epoch", epoch)
-    order = torch.randperm(count, generator=generator)
-    warps, centres = draw_augmentation(count, dataset.images.shape[-2:], config, generator)
+    order = torch.randperm(len(dataset), generator=generator)
+    size = dataset.images.shape[-2:]
+    return order, *draw_augmentation(len(dataset), size, config, generator)
+
+
+def prepare(dataset, order, warps, centres, batch_size, cutout, device=None):
+    """Batches of the images in `order`, augmented and normalised.
+
+    Several are gathered at once where the data set is, made on `device`, and handed out as slices.
+    """
     home = dataset.images.device
     device = device or home
     batch_bytes = 4 * batch_size * dataset.images[0].numel()
     at_once = max(1, BLOCK_BYTES.get(device.type, 2**20) // batch_bytes) * batch_size
-    for start in range(0, count, at_once):
-        rows = order[start : start + at_once].to(home)
-        images = dataset.images.index_select(0, rows).to(
-            device
-        )  # images[rows] takes thrice as long
+    for start in range(0, len(order), at_once):
+        block = slice(start, start + at_once)
+        rows = order[block].to(home)
+        images = dataset.images.index_select(0, rows).to(device)  # a third of what [rows] takes
         labels = dataset.labels[rows].to(device)
         if warps is not None:
-            images = warp(images, warps[start : start + at_once].to(device))
+            images = warp(images, warps[block].to(device))
         images = dataset.normalise(images)
         if centres is not None:
-            cut_out(images, centres[start : start + at_once].to(device), config["cutout"])
+            cut_out(images, centres[block].to(device), cutout)
         yield from zip(images.split(batch_size), labels.split(batch_size), strict=True)
 
 

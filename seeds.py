@@ -5,20 +5,25 @@ Axis letters: S seeds, n images of a batch, K classes.
 
 import copy
 import math
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
-from tqdm import tqdm
 
-from compiled import make_step, mean_losses
-from dataset import batches, derive_seed, load_datasets
+from compiled import WORTH_IT, make_step, mean_losses
+from dataset import derive_seed, draw_epoch, load_datasets, prepare
 from evaluate import evaluate
 from models import MLP, SkipMLP, build_model
 from tracking import Tracker, open_run, write_manifest
 from training import (
+    Progress,
     Schedule,
     check_finite,
     choose_device,
@@ -77,41 +82,69 @@ def can_stack(config):
     return config["model"]["kind"] in ("mlp", "skip_mlp") and config["resume"] == "none"
 
 
-@threads_restored()
-def train_seeds(configs):
+def train_seeds(configs, workers=0):
     """Train one network a config, which differ in seed and run folder, as `train` would.
 
     Leaves in every run folder what `train` leaves there, so that a run that resumes it finds its
     work done. Order, initial weights and augmentation are those of the single run of that seed;
     dropout draws others. Computes in float32 on every device. TensorBoard and W&B are written at
     the end; until then the checkpoints hold the history.
+
+    On a CPU the seeds are dealt to `workers` processes of one thread and one stack each; 0 takes
+    one a core, where the run is long enough to pay for starting them.
     """
+    workers = min(workers or count_workers(configs[0]), len(configs))
+    if workers == 1:
+        return train_stack(configs)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        parts = [configs[first::workers] for first in range(workers)]
+        running = [pool.submit(train_stack, part, part is parts[0]) for part in parts]
+        for part in running:
+            part.result()  # raises what the process raised
+
+
+def count_workers(config):
+    """Threads in step with one another lose more than they win on networks this small."""
+    images = len(load_datasets(config)[0]) * config["epochs"]
+    pays = images >= WORTH_IT * config["batch_size"]
+    on_cpu = choose_device(config["device"]).type == "cpu"
+    return torch.get_num_threads() if pays and on_cpu else 1
+
+
+@threads_restored()
+def train_stack(configs, shows=True):
+    """The seeds of `train_seeds` as one stack; prints how far it is when it `shows`."""
     config, device = dict(configs[0]), choose_device(configs[0]["device"])
-    sets = [[keep_on(device, s) for s in load_datasets(c)[:2]] for c in configs]
+    with redirect_stdout(None):  # the single runs that follow say it all
+        train_sets, val_sets, _ = zip(*map(load_datasets, configs), strict=True)
     models = [build_model(c).to(device) for c in configs]
     assert all(isinstance(model, MLP | SkipMLP) for model in models)
     if device.type == "cpu":
         torch.set_num_threads(1)  # as in `train`: two are twice as fast or ten times as slow
     stack = Stack(models)
     optimizer = make_optimizer(stack, config)
-    schedule = Schedule(optimizer, math.ceil(len(sets[0][0]) / config["batch_size"]), config)
-    dealt = (next(batches(s[0], c, 1)) for s, c in zip(sets, configs, strict=True))
-    images, labels = (torch.stack(part) for part in zip(*dealt, strict=True))
+    train_length = len(train_sets[0])
+    joint = keep_on(device, joined(train_sets))
+    val_sets = [keep_on(device, val_set) for val_set in val_sets]
+    schedule = Schedule(optimizer, math.ceil(train_length / config["batch_size"]), config)
+    images, labels = next(stacked_batches(joint, configs, 1, device))
     plain = stacked_step(stack, optimizer, config)
     step = make_step(plain, stack, optimizer, images, labels, schedule.total, config)
     configs = [c | {"compile": config["compile"]} for c in configs]
-    for c, (train_set, _) in zip(configs, sets, strict=True):
+    for c, train_set in zip(configs, train_sets, strict=True):
         write_manifest(open_run(c), c, train_set, device)
-    histories = [[] for _ in configs]
-    for epoch in tqdm(range(1, config["epochs"] + 1), f"{len(configs)} seeds", disable=None):
+    histories, means = [[] for _ in configs], []
+    progress = Progress(config["epochs"], train_length, means) if shows else None
+    for epoch in range(1, config["epochs"] + 1):
         torch.manual_seed(derive_seed(config["seed"], "dropout", epoch))
         stack.train()
-        rows = train_epoch(step, sets, configs, schedule, epoch)
+        dealt = stacked_batches(joint, configs, epoch, device)
+        rows = train_epoch(step, progress.watch(dealt, epoch) if shows else dealt, schedule)
         lr = optimizer.param_groups[0]["lr"]
         for position, history in enumerate(histories):
             check_finite(rows[position]["train/loss"], epoch, lr)
             models[position].load_state_dict(stack.weights_of(position))
-            val = evaluate(models[position], sets[position][1])
+            val = evaluate(models[position], val_sets[position])
             val = {"train/lr": lr, "val/loss": val["loss"], "val/accuracy": val["accuracy"]}
             history.append({"epoch": epoch} | rows[position] | val)
             state = {
@@ -122,6 +155,13 @@ def train_seeds(configs):
                 "wandb_id": None,
             }
             save(Path(configs[position]["run_dir"]), state, configs[position])
+        last = [history[-1] for history in histories]
+        mean = {key: fmean(row[key] for row in last) for key in last[0]}
+        means.append(mean | {"epoch": epoch})
+        if shows:
+            progress.report(means)
+    if shows:
+        progress.close()
     for c, history in zip(configs, histories, strict=True):
         tracker = Tracker(Path(c["run_dir"]), c, [])
         for row in history:
@@ -129,13 +169,41 @@ def train_seeds(configs):
         tracker.close()
 
 
-def train_epoch(step, sets, configs, schedule, epoch):
+def joined(datasets):
+    """The images of every seed, one after the other, as one data set."""
+    images, labels = (
+        torch.cat([getattr(d, key) for d in datasets]) for key in ("images", "labels")
+    )
+    return replace(datasets[0], images=images, labels=labels)
+
+
+def stacked_batches(joint, configs, epoch, device):
+    """Batches (images (S, n, ...), labels (S, n)) of `joined` sets: every seed has its own order.
+
+    The batches of the seeds lie side by side in one order, so that they are made together.
+    """
+    seeds, batch_size = len(configs), configs[0]["batch_size"]
+    length = len(joint) // seeds
+    part = joint.subset(slice(length))
+    draws = [draw_epoch(part, config, epoch) for config in configs]
+    draws = [(order + seed * length, *rest) for seed, (order, *rest) in enumerate(draws)]
+    draws = [interleave(columns, batch_size) for columns in zip(*draws, strict=True)]
+    for images, labels in prepare(joint, *draws, seeds * batch_size, configs[0]["cutout"], device):
+        yield images.unflatten(0, (seeds, -1)), labels.unflatten(0, (seeds, -1))
+
+
+def interleave(columns, batch_size):
+    """The first batch of every column, then the second of every one, ...; None where unused."""
+    if columns[0] is None:
+        return None
+    split = zip(*(column.split(batch_size) for column in columns), strict=True)
+    return torch.cat([batch for together in split for batch in together])
+
+
+def train_epoch(step, batches, schedule):
     """One pass of every seed over its images in its order; a row of metrics a seed."""
-    total = correct = torch.zeros(len(sets), device=sets[0][0].images.device)
-    count, start = 0, time.perf_counter()
-    dealt = [batches(s[0], c, epoch) for s, c in zip(sets, configs, strict=True)]
-    for together in zip(*dealt, strict=True):
-        images, labels = (torch.stack(part) for part in zip(*together, strict=True))
+    total, correct, count, start = 0.0, 0, 0, time.perf_counter()
+    for images, labels in batches:
         schedule.step()
         losses, hits = step(images, labels)
         total, correct = total + losses * labels.shape[1], correct + hits

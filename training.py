@@ -46,18 +46,18 @@ def train(model, train_set, val_set, config):
     schedule = Schedule(optimizer, math.ceil(len(train_set) / config["batch_size"]), config)
     parts = {"model": model, "optimizer": optimizer, "scheduler": schedule}
     history, wandb_id = restore(parts, config) if config["resume"] != "none" else ([], None)
+    folder = open_run(config)
+    write_manifest(folder, config, train_set, device)
+    if len(history) >= config["epochs"]:
+        return take_best(model, folder, history)  # a finished run is looked at again
     first = slice(config["batch_size"])
     images, labels = train_set.normalise(train_set.images[first]), train_set.labels[first]
     plain = plain_step(model, optimizer, config)
     step = make_step(plain, model, optimizer, images, labels, schedule.total, config)
 
-    folder = open_run(config)
-    write_manifest(folder, config, train_set, device)
     print(f"device: {device_name(device)}, threads: {torch.get_num_threads()}")
     print(layer_table(model, train_set.images.shape[1:]))
     print(f"run folder: {folder}", flush=True)
-    if len(history) >= config["epochs"]:
-        return take_best(model, folder, history)  # a finished run is looked at again
     train_set, val_set = keep_on(device, train_set), keep_on(device, val_set)
     tracker = Tracker(folder, config, history, wandb_id)
     progress = Progress(config["epochs"], len(train_set), history)
@@ -252,7 +252,7 @@ class Progress:
         self.bar.set_description(f"epoch {epoch}/{self.epochs} ", refresh=False)
         for images, labels in batches:
             yield images, labels
-            self.bar.update(len(labels))
+            self.bar.update(labels.shape[-1])  # of a stack of batches those of one seed
 
     def report(self, history):
         row, best = history[-1], max(history, key=lambda row: row["val/accuracy"])
