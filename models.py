@@ -3,10 +3,12 @@
 Axis letters: N images, C channels, H x W pixels, K classes, h x w the cells of the last map.
 """
 
+import copy
 from itertools import pairwise
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from checks import fit_model
 from config import defaults
@@ -184,6 +186,19 @@ def build_model(config):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
         return MODELS[model.pop("kind")](**model)
+
+
+def fold_norms(model):
+    """A copy in eval mode with every BatchNorm of a ConvLayer folded into its convolution.
+
+    The same function within rounding, without the pass over the maps that a BatchNorm takes.
+    """
+    folded = copy.deepcopy(model).eval()
+    for layer in folded.modules():
+        if isinstance(layer, ConvLayer):
+            layer.conv = fuse_conv_bn_eval(layer.conv, layer.norm)
+            layer.norm = nn.Identity()
+    return folded
 
 
 def count_parameters(model):

@@ -9,7 +9,16 @@ from torch import nn
 import exercise_1_2
 import exercise_1_3
 import exercise_2_3
-from models import CNN, MLP, SkipBlock, SkipMLP, build_model, count_parameters, layer_table
+from models import (
+    CNN,
+    MLP,
+    SkipBlock,
+    SkipMLP,
+    build_model,
+    count_parameters,
+    fold_norms,
+    layer_table,
+)
 
 
 def zero_(module):
@@ -130,3 +139,17 @@ def test_build_model_gives_the_networks_of_the_exercises():
     assert [block.conv.out_channels for block in cnn.layers] == [64, 128, 256, 128, 64]
     images = torch.randn(1, 3, 128, 128)
     assert build_model(exercise_2_3.config).features(images).shape[2:] == (8, 8)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_folded_norms_change_no_logit(residual):
+    model = CNN([8, {"channels": 12, "stride": 2}], image_size=16, residual=residual).double()
+    for _ in range(3):
+        model(torch.randn(32, 3, 16, 16, dtype=torch.double) * 2 + 1)  # statistics of its own
+    for norm in (layer.norm for layer in model.layers):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    images = torch.randn(5, 3, 16, 16, dtype=torch.double)
+    folded = fold_norms(model)
+    torch.testing.assert_close(folded(images), model.eval()(images), rtol=1e-10, atol=1e-10)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
