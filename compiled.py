@@ -1,13 +1,17 @@
-"""The training step as one compiled function, built once and kept on disk.
+"""The training step as one call instead of some hundred.
 
-Forward pass, backward pass and Adam are traced into one graph and compiled ahead of time to C++, so
-that a step costs one call instead of some hundred. It updates the parameters and the state of the
-optimizer in place: checkpoints are the same, and a plain step may follow a compiled one.
+On a CPU forward pass, backward pass and Adam are traced into one graph, compiled ahead of time to
+C++, once, and kept on disk. On a GPU the plain step is captured as a CUDA graph. Both update the
+parameters and the state of the optimizer in place: checkpoints are the same, and a plain step may
+follow at any time.
 """
 
+import contextlib
+import copy
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -17,22 +21,25 @@ import torch
 from torch.nn import functional as F
 
 CACHE = Path("runs") / ".compiled"
-WORTH_IT = 30_000  # steps: from here on the compilation, 20 s, is won back by the second run
+# steps from which on it pays: compiling takes 15 s once, capturing a graph less than one
+WORTH_IT = {"cpu": 30_000, "cuda": 500}
 
 
 def choose_compiled(config, model, device, steps):
-    """Whether config["compile"] asks for the compiled step; "auto" where it pays and exists.
+    """Whether config["compile"] asks for the one call; "auto" where it pays and exists.
 
-    A function of the config alone, so that the same command gives the same numbers.
+    A function of the config and the machine alone, so that the same command gives the same numbers.
     """
-    if config["compile"] == "off" or (config["compile"] == "auto" and steps < WORTH_IT):
+    worth_it = WORTH_IT.get(device.type, math.inf)
+    if config["compile"] == "off" or (config["compile"] == "auto" and steps < worth_it):
         return False
+    cpu = device.type == "cpu"
     reasons = {
-        "the device is not a CPU": device.type != "cpu",
-        f"the optimizer is {config['optimizer']}": config["optimizer"] not in ("adam", "adamw"),
-        "the network keeps statistics or convolves": any(True for _ in model.buffers()),
-        "the precision is not float32": config["precision"] == "bfloat16",
-        "there is no C++ compiler": not any(map(shutil.which, ("g++", "clang++", "cl"))),
+        f"a step cannot be compiled for {device.type}": device.type not in WORTH_IT,
+        f"the optimizer is {config['optimizer']}": cpu and config["optimizer"] == "sgd",
+        "the network keeps statistics or convolves": cpu and any(True for _ in model.buffers()),
+        "the precision is not float32": cpu and config["precision"] == "bfloat16",
+        "there is no C++ compiler": cpu and not any(map(shutil.which, ("g++", "clang++", "cl"))),
     }
     why_not = [reason for reason, holds in reasons.items() if holds]
     if why_not and (config["compile"] == "on" or "compiler" in why_not[-1]):
@@ -41,7 +48,7 @@ def choose_compiled(config, model, device, steps):
 
 
 def make_step(plain, model, optimizer, images, labels, steps, config):
-    """The step `plain`, or the same one compiled for batches like this one.
+    """The step `plain`, or the same one as one call, for batches like this one.
 
     config["compile"] then says which: "on" or "off".
     """
@@ -49,8 +56,12 @@ def make_step(plain, model, optimizer, images, labels, steps, config):
     compiles = choose_compiled(config, model, device, steps)
     config["compile"] = "off"
     if compiles and labels.shape[-1] == config["batch_size"]:
+        model.train()
         try:
-            step = CompiledStep(model.train(), optimizer, images, labels, config, plain)
+            if device.type == "cuda":
+                step = GraphedStep(plain, model, optimizer, images.to(device), labels.to(device))
+            else:
+                step = CompiledStep(plain, model, optimizer, images, labels, config)
             config["compile"] = "on"
             return step
         except Exception as error:  # whatever a compiler may do, the plain step still runs
@@ -59,14 +70,68 @@ def make_step(plain, model, optimizer, images, labels, steps, config):
     return plain
 
 
+class GraphedStep:
+    """step(images, labels) -> (loss, number of correct predictions): `plain` as one CUDA graph.
+
+    A ragged last batch goes through `plain` itself.
+    """
+
+    def __init__(self, plain, model, optimizer, images, labels):
+        self.plain, self.group = plain, optimizer.param_groups[0]
+        self.images, self.labels = images.clone(), labels.clone()
+        self.lr = torch.tensor(self.group["lr"], device=images.device)
+        self.graph = torch.cuda.CUDAGraph()
+        with unchanged(model, optimizer):
+            self.group["lr"] = self.lr  # the graph reads it anew at every replay
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):  # libraries choose and allocate what they need
+                    plain(self.images, self.labels)
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(self.graph):
+                self.outputs = plain(self.images, self.labels)
+
+    def __call__(self, images, labels):
+        if labels.shape != self.labels.shape:
+            return self.plain(images, labels)
+        self.images.copy_(images)
+        self.labels.copy_(labels)
+        self.lr.fill_(self.group["lr"])
+        self.graph.replay()
+        return tuple(output.clone() for output in self.outputs)  # the next replay writes them again
+
+
+@contextlib.contextmanager
+def unchanged(model, optimizer):
+    """Steps taken inside leave weights, statistics, optimizer and learning rate as they were.
+
+    In place: whoever holds the tensors keeps them. State that the optimizer makes inside stays, at
+    zero, as its first step finds it.
+    """
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    states = copy.deepcopy({id(p): state for p, state in optimizer.state.items()})
+    rates = [group["lr"] for group in optimizer.param_groups]
+    yield
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(weights[name])
+    for parameter, state in optimizer.state.items():
+        before = states.get(id(parameter), {})
+        for key, tensor in state.items():
+            if tensor is not None:  # SGD without momentum keeps none
+                tensor.copy_(before[key]) if key in before else tensor.zero_()
+    for group, lr in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = lr
+
+
 class CompiledStep:
     """step(images, labels) -> (loss, number of correct predictions) for whole batches.
 
-    `fallback` is the plain step, taken for a ragged last batch.
+    A ragged last batch goes through `plain`.
     """
 
-    def __init__(self, model, optimizer, images, labels, config, fallback):
-        self.group, self.fallback = optimizer.param_groups[0], fallback
+    def __init__(self, plain, model, optimizer, images, labels, config):
+        self.plain, self.group = plain, optimizer.param_groups[0]
         self.batch_size = labels.shape[-1]
         self.scalars = torch.ones(3)
         states = prepare_state(optimizer)
@@ -76,7 +141,7 @@ class CompiledStep:
 
     def __call__(self, images, labels):
         if labels.shape[-1] != self.batch_size:
-            return self.fallback(images, labels)
+            return self.plain(images, labels)
         lr, (beta1, beta2), count = self.group["lr"], self.group["betas"], self.count.item() + 1
         # computed here, since the compiled loops would raise to the power for every weight
         self.scalars.copy_(torch.tensor([lr, 1 - beta1**count, 1 - beta2**count]))

@@ -37,7 +37,7 @@ defaults = {
     "seeds": [],  # several: the experiment runs once a seed and reports mean and deviation
     "device": "auto",  # cuda when available, then mps, then cpu
     "precision": "auto",  # bfloat16 on cuda, float32 elsewhere
-    "compile": "auto",  # the step of an MLP on a CPU, where the run is long enough to pay for it
+    "compile": "auto",  # the step as one call, where the run is long enough to pay for it
     "checkpoint_every": 1,  # epochs between two saves of `last`
     "run_dir": "auto",  # runs/<exercise>/<date-time-dataset-model-seed>
     "resume": "none",  # a run folder: go on where it stopped

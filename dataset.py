@@ -129,16 +129,18 @@ def prepare(dataset, order, warps, centres, batch_size, cutout, device=None):
     device = device or home
     batch_bytes = 4 * batch_size * dataset.images[0].numel()
     at_once = max(1, BLOCK_BYTES.get(device.type, 2**20) // batch_bytes) * batch_size
+    order = order.to(home)  # whole: a copy inside the loop would wait for the GPU
+    warps, centres = (None if t is None else t.to(device) for t in (warps, centres))
     for start in range(0, len(order), at_once):
         block = slice(start, start + at_once)
-        rows = order[block].to(home)
+        rows = order[block]
         images = dataset.images.index_select(0, rows).to(device)  # a third of what [rows] takes
         labels = dataset.labels[rows].to(device)
         if warps is not None:
-            images = warp(images, warps[block].to(device))
+            images = warp(images, warps[block])
         images = dataset.normalise(images)
         if centres is not None:
-            cut_out(images, centres[block].to(device), cutout)
+            cut_out(images, centres[block], cutout)
         yield from zip(images.split(batch_size), labels.split(batch_size), strict=True)
 
 

@@ -106,7 +106,7 @@ def train_seeds(configs, workers=0):
 def count_workers(config):
     """Threads in step with one another lose more than they win on networks this small."""
     images = len(load_datasets(config)[0]) * config["epochs"]
-    pays = images >= WORTH_IT * config["batch_size"]
+    pays = images >= WORTH_IT["cpu"] * config["batch_size"]
     on_cpu = choose_device(config["device"]).type == "cpu"
     return torch.get_num_threads() if pays and on_cpu else 1
 

@@ -156,6 +156,8 @@ def make_optimizer(model, config):
     if config["optimizer"] == "sgd":
         nesterov = config["momentum"] > 0
         settings |= {"momentum": config["momentum"], "nesterov": nesterov}
+    elif next(model.parameters()).is_cuda:
+        settings["capturable"] = True  # its step count lies on the GPU, where a graph can add to it
     optimizers = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     return optimizers[config["optimizer"]](model.parameters(), **settings)
 

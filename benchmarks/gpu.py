@@ -25,9 +25,12 @@ import exercise_1_2
 import exercise_1_3
 import exercise_2_3
 from benchmarks.report import print_table, write_results
+from compiled import make_step
+from config import complete_config
 from dataset import batches, load_datasets
 from models import build_model
-from training import plain_step, train
+from seeds import train_seeds
+from training import make_optimizer, plain_step, train
 
 EXERCISES = (exercise_1_1, exercise_1_2, exercise_1_3, exercise_2_3)
 
@@ -54,15 +57,24 @@ def plain_epoch(model, optimizer, train_set, config, epoch):
 
 
 def check_first_steps(train_set, config):
-    """Largest difference in loss over ten steps on the GPU and on the CPU, in float32."""
-    exact = config | {"precision": "float32"}
+    """Largest difference in loss over ten float32 steps: captured on the GPU, plain on the CPU."""
     losses = []
-    for device in ("cuda", "cpu"):
-        model = build_model(config).to(device).eval()  # eval: dropout draws differ by device
-        optimizer = torch.optim.Adam(model.parameters(), lr=config["lr"])
-        step, ten = plain_step(model, optimizer, exact), islice(batches(train_set, config, 1), 10)
-        losses.append([step(x.to(device), y.to(device))[0].item() for x, y in ten])
-    return max(abs(a - b) for a, b in zip(*losses, strict=True))
+    for device, compile in (("cuda", "on"), ("cuda", "off"), ("cpu", "off")):
+        exact = without_dropout(config | {"precision": "float32", "compile": compile})
+        model = build_model(exact).to(device)
+        optimizer, ten = make_optimizer(model, exact), islice(batches(train_set, exact, 1), 10)
+        ten = [(images.to(device), labels.to(device)) for images, labels in ten]
+        step = plain_step(model, optimizer, exact)
+        step = make_step(step, model, optimizer, *ten[0], 10, exact)
+        assert exact["compile"] == compile, "the step was not captured"
+        losses.append([step(images, labels)[0].item() for images, labels in ten])
+    return max(max(ten) - min(ten) for ten in zip(*losses, strict=True))
+
+
+def without_dropout(config):
+    """Every device draws its own."""
+    has_it = "dropout" in config["model"]
+    return config | {"model": config["model"] | ({"dropout": 0.0} if has_it else {})}
 
 
 def lab_epochs(train_set, val_set, config, epochs):
@@ -101,9 +113,10 @@ def idle_share():
     config = exercise_1_1.config | {"device": "cuda"}
     train_set = load_datasets(config)[0].to("cuda")
     model = build_model(config).cuda()
-    optimizer = torch.optim.Adam(model.parameters(), lr=config["lr"], fused=True)
-    step = plain_step(model, optimizer, config)
+    optimizer = make_optimizer(model, config)
     pairs = list(batches(train_set, config, 1))[:200]
+    step = plain_step(model, optimizer, config)
+    step = make_step(step, model, optimizer, *pairs[0], 10_000, config)
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         start = time.perf_counter()
@@ -113,6 +126,20 @@ def idle_share():
         seconds = time.perf_counter() - start
     busy = sum(event.device_time for event in profile.events()) / 1e6
     return 1 - busy / seconds
+
+
+def many_seeds(count):
+    """Seconds of an epoch of exercise 1.1 for `count` seeds at once, the last of three."""
+    config = exercise_1_1.config | {"device": "cuda", "epochs": 3, "wandb_mode": "disabled"}
+    with tempfile.TemporaryDirectory() as folder:
+        configs = [
+            complete_config(config | {"seed": seed, "run_dir": f"{folder}/{seed}"})
+            for seed in range(count)
+        ]
+        train_seeds(configs)
+        with Path(folder, "0", "metrics.csv").open() as file:
+            last = list(csv.DictReader(file))[-1]
+    return 54_000 / float(last["train/images_per_second"])
 
 
 def main(flags):
@@ -133,9 +160,11 @@ def main(flags):
     print_table(name, ("seconds an epoch", "plain", "lab", "times faster", "peak MiB"), rows)
     config = exercise_1_1.config | {"device": "cuda"}
     _, whole = lab_epochs(*load_datasets(config)[:2], config, 50)
-    idle = idle_share()
+    idle, many = idle_share(), many_seeds(64)
     print(f"50 epochs of exercise 1.1: {whole:.1f} s; the device is idle {idle:.0%} of the time")
+    print(f"an epoch of 64 seeds at once: {many:.2f} s")
     results |= {"exercise_1_1_50_epochs_seconds": whole, "exercise_1_1_idle_share": idle}
+    results["exercise_1_1_64_seeds_seconds_an_epoch"] = many
     write_results("gpu", results, f"gpu-{name.lower().replace(' ', '-')}.json")
 
 

@@ -1,0 +1,78 @@
+"""The step as one call is the plain step; what it leaves behind is the same."""
+
+import copy
+
+import pytest
+import torch
+
+from compiled import GraphedStep, unchanged
+from config import complete_config
+from models import build_model
+from training import make_optimizer, plain_step
+
+CNN = {"kind": "cnn", "layers": [4, 8], "dropout": 0.5}
+
+
+def parts_of(config, device="cpu"):
+    config = complete_config(config)
+    model = build_model(config).to(device).train()
+    optimizer = make_optimizer(model, config)
+    return model, optimizer, plain_step(model, optimizer, config)
+
+
+def batch(size=16, device="cpu"):
+    generator = torch.Generator().manual_seed(size)
+    images = torch.randn(size, 1, 8, 8, generator=generator)
+    return images.to(device), torch.arange(size, device=device) % 10
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("before", [0, 2])
+def test_steps_taken_inside_unchanged_leave_no_trace(digits_config, optimizer, before):
+    model, opt, step = parts_of(digits_config | {"model": CNN, "optimizer": optimizer})
+    for _ in range(before):
+        step(*batch())
+    twin, twin_opt, twin_step = parts_of(digits_config | {"model": CNN, "optimizer": optimizer})
+    twin.load_state_dict(model.state_dict())
+    twin_opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+    with unchanged(model, opt):
+        opt.param_groups[0]["lr"] = 1.0
+        step(*batch())
+        assert not torch.equal(model.classifier.weight, twin.classifier.weight)
+    for one, other in ((step, twin_step), (twin_step, step)):
+        torch.manual_seed(0)
+        expected = other(*batch())
+        torch.manual_seed(0)
+        assert torch.equal(one(*batch())[0], expected[0])
+    for ours, theirs in zip(model.state_dict().values(), twin.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_the_captured_step_is_the_plain_step(digits_config, optimizer):
+    config = digits_config | {"optimizer": optimizer, "precision": "float32"}
+    config["model"] = CNN | {"dropout": 0.0}
+    model, opt, plain = parts_of(config, "cuda")
+    twin, _, twin_plain = parts_of(config, "cuda")
+    captured = GraphedStep(plain, model, opt, *batch(device="cuda"))
+    for size in (16, 16, 5, 16):  # ragged in between
+        loss, hits = captured(*batch(size, "cuda"))
+        expected, expected_hits = twin_plain(*batch(size, "cuda"))
+        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+        assert hits == expected_hits
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_captured_step_follows_the_learning_rate(digits_config):
+    model, opt, plain = parts_of(digits_config | {"model": CNN}, "cuda")
+    captured = GraphedStep(plain, model, opt, *batch(device="cuda"))
+    opt.param_groups[0]["lr"] = 0.0
+    before = model.classifier.weight.clone()
+    captured(*batch(device="cuda"))
+    assert torch.equal(model.classifier.weight, before)
+    opt.param_groups[0]["lr"] = 0.1
+    captured(*batch(device="cuda"))
+    assert not torch.equal(model.classifier.weight, before)
