@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from config import defaults
 from images import load_digits, load_folder, load_imagenette, load_mnist
 
-BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**28}  # float pixels made at once: what a cache holds
+BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**28}  # float pixels made at once: what a cache holds
 
 
 @dataclass(frozen=True)
