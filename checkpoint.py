@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,19 +26,67 @@ def save_checkpoint(path, state):
 
     The previous `last.pt` stays beside it as `previous.pt`.
     """
-    path = Path(path)
+    _write(Path(path), _sealed(state))
+
+
+def _sealed(state):
     buffer = io.BytesIO()
     torch.save({"format": FORMAT} | state, buffer)
     content = buffer.getvalue()
+    return content + MARK + hashlib.sha256(content).digest()
+
+
+def _write(path, content):
     unfinished = path.with_name(f".{path.name}.tmp")
     with unfinished.open("wb") as file:
-        file.write(content + MARK + hashlib.sha256(content).digest())
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     if path.name == "last.pt" and path.exists():
         path.replace(path.with_name("previous.pt"))
     unfinished.replace(path)
     _sync_folder(path.parent)
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run: `best` whenever the validation accuracy rose, `last` every
+    checkpoint_every epochs and at the end.
+
+    What cannot be written, on a full disk say, is tried again after the next epoch; in the last
+    epoch it raises ValueError.
+    """
+
+    def __init__(self, folder, config):
+        self.folder, self.config, self.waiting = Path(folder) / "checkpoints", config, {}
+
+    def save(self, state):
+        """`state` is that of the last epoch of state["history"]."""
+        *before, now = [row["val/accuracy"] for row in state["history"]]
+        epoch, epochs = len(before) + 1, self.config["epochs"]
+        content = _sealed(state | {"epoch": epoch, "config": self.config})
+        if now > max(before, default=-1.0):
+            self.waiting["best.pt"] = content
+        due = epoch % self.config["checkpoint_every"] == 0 or epoch == epochs
+        if due or "last.pt" in self.waiting:
+            self.waiting["last.pt"] = content
+        for name in sorted(self.waiting):  # best before last: what last speaks of is there
+            try:
+                _write(self.folder / name, self.waiting[name])
+                del self.waiting[name]
+            except OSError as error:
+                self._report(name, error, epoch, final=epoch == epochs)
+
+    def _report(self, name, error, epoch, final):
+        free = shutil.disk_usage(self.folder).free / 2**20
+        text = (
+            f"{name} of epoch {epoch} could not be written to {self.folder} ({error.strerror}; "
+            f"{len(self.waiting[name]) / 2**20:.1f} MiB to write, {free:.1f} MiB free)"
+        )
+        if final:
+            raise ValueError(
+                f"{text}: make room, then --resume {self.folder.parent} repeats what is missing"
+            ) from None
+        print(f"warning: {text}; the one before stays, trying again next epoch", file=sys.stderr)
 
 
 def _sync_folder(folder):

@@ -1,7 +1,9 @@
 """What a config must fulfil before anything is loaded, and the sizes that a data set fixes."""
 
+import contextlib
 import copy
 import difflib
+import json
 import math
 from pathlib import Path
 
@@ -185,18 +187,8 @@ def _check_device(device):
 
 
 def _check_run_dir(config):
-    if config["resume"] != "none" and config["seeds"]:
-        raise ValueError(
-            f"--resume and --seeds {config['seeds']} do not go together: resume the folder of one "
-            f"seed"
-        )
     if config["resume"] != "none":
-        checkpoints = Path(config["resume"]) / "checkpoints"
-        if not any((checkpoints / name).is_file() for name in ("last.pt", "previous.pt")):
-            raise FileNotFoundError(
-                f"--resume {config['resume']}: no checkpoint in {checkpoints}; that run has not "
-                f"finished an epoch, so start it afresh in a new folder"
-            )
+        _check_resumable(Path(config["resume"]), config["seeds"])
         return
     folder = Path(config["run_dir"])
     if config["run_dir"] != "auto" and folder.exists():
@@ -207,3 +199,20 @@ def _check_run_dir(config):
                 f"run folder {folder} already exists: go on with --resume {folder}, or choose "
                 f"another --run_dir"
             )
+
+
+def _check_resumable(folder, seeds):
+    started = []
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        started = json.loads((folder / "config.json").read_text(encoding="utf-8"))["seeds"]
+    if seeds and sorted(seeds) != sorted(started):
+        raise ValueError(
+            f"--resume {folder} and --seeds {seeds} do not go together: that run was started with "
+            f"{f'--seeds {started}' if started else 'one seed'}"
+        )
+    checkpoints = [folder / "checkpoints" / name for name in ("last.pt", "previous.pt")]
+    if not seeds and not any(path.is_file() for path in checkpoints):
+        raise FileNotFoundError(
+            f"--resume {folder}: no checkpoint in {folder / 'checkpoints'}; start the run afresh "
+            f"in a new folder"
+        )

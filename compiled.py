@@ -183,6 +183,10 @@ def traceable_step(model, group, config):
     def step(parameters, averages, squares, steps, scalars, images, labels):
         slopes = torch.func.grad_and_value(loss_of, has_aux=True)
         gradients, (_, (losses, logits)) = slopes(parameters, images, labels)
+        good = losses.isfinite().all()
+        lr, *corrections = scalars
+        scalars = torch.where(good, lr, 0.0), *corrections  # a step of 0 where it is not finite
+        gradients = [torch.where(good, gradient, 0.0) for gradient in gradients]
         for parameter, gradient, average, square, count in zip(
             parameters, gradients, averages, squares, steps, strict=True
         ):

@@ -7,9 +7,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from config import complete_config
+from interruption import Stopped
 from models import count_parameters
 from seeds import can_stack, train_seeds
-from tracking import write_json
+from tracking import open_run, write_json
 
 
 def experiment(function):
@@ -44,13 +45,19 @@ def run_seeds(function, name, config):
     folder = Path(config["run_dir"])
     start = time.perf_counter()
     singles = [
-        config | {"seed": seed, "seeds": [], "run_dir": str(folder / f"seed_{seed}")}
+        config
+        | {"seed": seed, "seeds": [], "run_dir": str(folder / f"seed_{seed}"), "resume": "none"}
         for seed in config["seeds"]
     ]
-    if can_stack(config):
-        train_seeds(singles)  # all at once; each run then finds its training done
-        singles = [single | {"resume": single["run_dir"]} for single in singles]
-    runs = [run(function, name, single) for single in singles]
+    if config["resume"] == "none":
+        open_run(config)
+    fresh = [single for single in singles if not Path(single["run_dir"]).is_dir()]
+    try:
+        if can_stack(config) and fresh:
+            train_seeds(fresh)  # all at once; each run then finds its training done
+        runs = [run(function, name, going_on(single)) for single in singles]
+    except Stopped as stop:
+        raise Stopped(stop.signum, folder) from None
     pick = {
         f"{split}_{metric}": [r[split][metric] for r in runs]
         for split in ("val", "test")
@@ -73,6 +80,12 @@ def run_seeds(function, name, config):
         f"{std['test_accuracy']:.4f}, test loss {mean['test_loss']:.4f} +- {std['test_loss']:.4f}"
     )
     return results
+
+
+def going_on(config):
+    """`config`, resuming its run folder where there is one."""
+    there = Path(config["run_dir"]).is_dir()
+    return config | {"resume": config["run_dir"]} if there else config
 
 
 def summarise(model, val_accuracies, val_losses, test):
@@ -101,7 +114,7 @@ def result_lines(results):
 
 
 def exit_cleanly(main):
-    """Exit codes: 0 done, 2 the user can mend it, 1 ours (with a traceback), 130 interrupted."""
+    """Exit codes: 0 done, 2 the user can mend it, 1 ours (a traceback), 130 and 143 stopped."""
 
     @functools.wraps(main)
     def wrapped(config):
@@ -110,8 +123,12 @@ def exit_cleanly(main):
         except (ValueError, FileNotFoundError) as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
+        except Stopped as stop:
+            script = Path(sys.argv[0]).name
+            print(f"stopped; go on with: python {script} --resume {stop.folder}", file=sys.stderr)
+            raise SystemExit(128 + stop.signum) from None
         except KeyboardInterrupt:
-            print("stopped; go on with --resume and the run folder above", file=sys.stderr)
+            print("stopped; where a run folder was printed, --resume goes on", file=sys.stderr)
             raise SystemExit(130) from None
 
     return wrapped

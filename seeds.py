@@ -6,9 +6,10 @@ Axis letters: S seeds, n images of a batch, K classes.
 import copy
 import math
 import multiprocessing
-import time
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stdout
+import signal
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -17,20 +18,22 @@ import torch
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from checkpoint import CheckpointWriter, save_checkpoint
 from compiled import WORTH_IT, make_step, mean_losses
 from dataset import derive_seed, draw_epoch, load_datasets, prepare
 from evaluate import evaluate
+from interruption import Stopped, stop_requests
 from models import MLP, SkipMLP, build_model
-from tracking import Tracker, open_run, write_manifest
+from optimisation import Schedule, make_optimizer
+from progress import Progress
+from tracking import Tracker, only_writer, open_run, write_manifest
 from training import (
-    Progress,
-    Schedule,
     check_finite,
     choose_device,
     keep_on,
-    make_optimizer,
-    save,
+    not_finite,
     threads_restored,
+    train_epoch,
 )
 
 
@@ -70,6 +73,7 @@ def stacked_step(stack, optimizer, config):
         logits = stack(images)
         losses = mean_losses(logits, labels, config["label_smoothing"])
         losses.sum().backward()  # the weights of a seed see the mean loss of that seed alone
+        optimizer.found_inf = not_finite(losses.sum())
         optimizer.step()
         optimizer.zero_grad()
         return losses.detach(), (logits.detach().argmax(2) == labels).sum(1)
@@ -78,8 +82,8 @@ def stacked_step(stack, optimizer, config):
 
 
 def can_stack(config):
-    """Whether `train_seeds` takes this config: an MLP that starts afresh."""
-    return config["model"]["kind"] in ("mlp", "skip_mlp") and config["resume"] == "none"
+    """Whether `train_seeds` takes this config: that of an MLP."""
+    return config["model"]["kind"] in ("mlp", "skip_mlp")
 
 
 def train_seeds(configs, workers=0):
@@ -96,11 +100,24 @@ def train_seeds(configs, workers=0):
     workers = min(workers or count_workers(configs[0]), len(configs))
     if workers == 1:
         return train_stack(configs)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        parts = [configs[first::workers] for first in range(workers)]
-        running = [pool.submit(train_stack, part, part is parts[0]) for part in parts]
-        for part in running:
-            part.result()  # raises what the process raised
+    parts = [configs[first::workers] for first in range(workers)]
+    context, folder = multiprocessing.get_context("spawn"), Path(configs[0]["run_dir"]).parent
+    with stop_requests(folder) as check, ProcessPoolExecutor(workers, context) as pool:
+        running = {pool.submit(train_stack, part, part is parts[0]) for part in parts}
+        try:
+            while running:
+                done, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                for part in done:
+                    part.result()  # raises what the process raised
+                check()
+        except BrokenProcessPool:
+            raise ValueError(
+                f"a process that trained some of the seeds was killed; was the memory enough? "
+                f"--resume {folder} goes on"
+            ) from None
+        finally:
+            for child in multiprocessing.active_children():
+                child.terminate()
 
 
 def count_workers(config):
@@ -131,42 +148,55 @@ def train_stack(configs, shows=True):
     plain = stacked_step(stack, optimizer, config)
     step = make_step(plain, stack, optimizer, images, labels, schedule.total, config)
     configs = [c | {"compile": config["compile"]} for c in configs]
-    for c, train_set in zip(configs, train_sets, strict=True):
-        write_manifest(open_run(c), c, train_set, device)
     histories, means = [[] for _ in configs], []
-    progress = Progress(config["epochs"], train_length, means) if shows else None
-    for epoch in range(1, config["epochs"] + 1):
-        torch.manual_seed(derive_seed(config["seed"], "dropout", epoch))
-        stack.train()
-        dealt = stacked_batches(joint, configs, epoch, device)
-        rows = train_epoch(step, progress.watch(dealt, epoch) if shows else dealt, schedule)
-        lr = optimizer.param_groups[0]["lr"]
-        for position, history in enumerate(histories):
-            check_finite(rows[position]["train/loss"], epoch, lr)
-            models[position].load_state_dict(stack.weights_of(position))
-            val = evaluate(models[position], val_sets[position])
-            val = {"train/lr": lr, "val/loss": val["loss"], "val/accuracy": val["accuracy"]}
-            history.append({"epoch": epoch} | rows[position] | val)
-            state = {
-                "model": models[position].state_dict(),
-                "optimizer": optimizer_state_of(optimizer, position),
-                "scheduler": schedule.state_dict(),
-                "history": history,
-                "wandb_id": None,
-            }
-            save(Path(configs[position]["run_dir"]), state, configs[position])
-        last = [history[-1] for history in histories]
-        mean = {key: fmean(row[key] for row in last) for key in last[0]}
-        means.append(mean | {"epoch": epoch})
-        if shows:
+
+    def state_of(position):
+        models[position].load_state_dict(stack.weights_of(position))
+        return {
+            "model": models[position].state_dict(),
+            "optimizer": optimizer_state_of(optimizer, position),
+            "scheduler": schedule.state_dict(),
+            "history": histories[position],
+            "wandb_id": None,
+        }
+
+    with ExitStack() as held:
+        check = held.enter_context(stop_requests(Path(config["run_dir"]).parent))
+        for position, (c, train_set) in enumerate(zip(configs, train_sets, strict=True)):
+
+            def fill(folder, position=position, c=c, train_set=train_set):
+                write_manifest(folder, c, train_set, device)
+                start = state_of(position) | {"epoch": 0, "config": c}
+                save_checkpoint(folder / "checkpoints" / "last.pt", start)
+
+            held.enter_context(only_writer(open_run(c, fill)))
+        writers = [CheckpointWriter(c["run_dir"], c) for c in configs]
+        progress = Progress(config["epochs"], train_length, means, shows)
+        held.callback(progress.close)
+        for epoch in range(1, config["epochs"] + 1):
+            if (parent := multiprocessing.parent_process()) and not parent.is_alive():
+                raise Stopped(signal.SIGTERM, Path(config["run_dir"]).parent)
+            torch.manual_seed(derive_seed(config["seed"], "dropout", epoch))
+            stack.train()
+            dealt = stacked_batches(joint, configs, epoch, device)
+            losses, metrics = train_epoch(step, progress.watch(dealt, epoch, check), schedule)
+            metrics["train/lr"] = optimizer.param_groups[0]["lr"]
+            for position, history in enumerate(histories):
+                state = state_of(position)
+                check_finite(losses[:, position], models[position], epoch, schedule)
+                own = {k: v[position] if isinstance(v, list) else v for k, v in metrics.items()}
+                val = evaluate(models[position], val_sets[position])
+                own |= {"val/loss": val["loss"], "val/accuracy": val["accuracy"]}
+                history.append({"epoch": epoch} | own)
+                writers[position].save(state)
+            last = [history[-1] for history in histories]
+            means.append({key: fmean(r[key] for r in last) for key in last[0]} | {"epoch": epoch})
             progress.report(means)
-    if shows:
-        progress.close()
-    for c, history in zip(configs, histories, strict=True):
-        tracker = Tracker(Path(c["run_dir"]), c, [])
-        for row in history:
-            tracker.log({key: value for key, value in row.items() if key != "epoch"}, row["epoch"])
-        tracker.close()
+        for c, history in zip(configs, histories, strict=True):
+            tracker = Tracker(Path(c["run_dir"]), c, [])
+            for row in history:
+                tracker.log({k: v for k, v in row.items() if k != "epoch"}, row["epoch"])
+            tracker.close()
 
 
 def joined(datasets):
@@ -198,21 +228,6 @@ def interleave(columns, batch_size):
         return None
     split = zip(*(column.split(batch_size) for column in columns), strict=True)
     return torch.cat([batch for together in split for batch in together])
-
-
-def train_epoch(step, batches, schedule):
-    """One pass of every seed over its images in its order; a row of metrics a seed."""
-    total, correct, count, start = 0.0, 0, 0, time.perf_counter()
-    for images, labels in batches:
-        schedule.step()
-        losses, hits = step(images, labels)
-        total, correct = total + losses * labels.shape[1], correct + hits
-        count += labels.shape[1]
-    rate = count / (time.perf_counter() - start)
-    return [
-        {"train/loss": loss, "train/accuracy": share, "train/images_per_second": rate}
-        for loss, share in zip((total / count).tolist(), (correct / count).tolist(), strict=True)
-    ]
 
 
 def optimizer_state_of(optimizer, position):

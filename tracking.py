@@ -1,37 +1,71 @@
 """Where a run leaves its traces: one folder, and one log(metrics, step) with three sinks."""
 
+import contextlib
 import csv
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
 
-def open_run(config):
-    """Create the run folder with config.json and manifest.json; return its path.
+def open_run(config, fill=lambda folder: None):
+    """Create the run folder with config.json and what `fill(folder)` writes; return its path.
 
-    Raises ValueError where another run is there already, unless the config resumes it.
+    It appears complete or not at all, and of two runs that start with one name one wins: the other
+    gets ValueError, as where the folder was there before or cannot be written. A run that the
+    config resumes has its folder.
     """
     folder = Path(config["run_dir"])
+    if config["resume"] != "none":
+        return folder
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         for name in ("checkpoints", "tensorboard", "plots"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        mode = "w" if config["resume"] != "none" else "x"  # "x": of two runs that start, one wins
-        with (folder / "config.json").open(mode, encoding="utf-8") as file:
-            json.dump(config, file, indent=2)
-    except FileExistsError:
+            (unfinished / name).mkdir(parents=True, exist_ok=True)
+        write_json(unfinished / "config.json", config)
+        fill(unfinished)
+        unfinished.rename(folder)
+    except OSError as error:
+        taken = folder.is_dir()
         raise ValueError(
             f"run folder {folder} already exists: go on with --resume {folder}, or choose another "
             f"--run_dir"
+            if taken
+            else f"run folder {folder} cannot be written: {error.strerror}; choose another "
+            f"--run_dir"
+        ) from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return folder
+
+
+@contextlib.contextmanager
+def only_writer(folder):
+    """Hold the run folder; raises ValueError where another process holds it.
+
+    The system lets go of it when the process ends, however it ends.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"run folder {folder} is being written by another process: wait for it, or choose "
+            f"another --run_dir"
         ) from None
     except OSError as error:
         raise ValueError(f"run folder {folder} cannot be written: {error.strerror}") from None
-    return folder
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path, content):
@@ -42,21 +76,31 @@ def write_json(path, content):
     unfinished.replace(path)
 
 
+def describe_process(device):
+    """Command, commit, versions, device and threads of this process."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
 def write_manifest(folder, config, train_set, device):
     """What it takes to repeat the run: command, commit, versions, device, threads, data."""
-    write_json(
-        folder / "manifest.json",
-        {
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "commit": git_commit(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "device": device_name(device),
-            "threads": torch.get_num_threads(),
-            "dataset": config["dataset"],
-            "data_sha256": fingerprint(train_set),
-        },
-    )
+    data = {"dataset": config["dataset"], "data_sha256": fingerprint(train_set)}
+    write_json(folder / "manifest.json", describe_process(device) | data | {"resumed": []})
+
+
+def note_resumed(folder, config, epoch, device):
+    """Add to the manifest that the run goes on, after `epoch` epochs, and by what."""
+    write_json(folder / "config.json", config)
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["resumed"].append({"after_epoch": epoch} | describe_process(device))
+    write_json(path, manifest)
 
 
 def git_commit():
@@ -109,7 +153,10 @@ class Tracker:
             self._write_row(row)
 
     def log(self, metrics, step):
-        """`metrics` maps split/metric to a float; `step` is the epoch, from 1."""
+        """`metrics` maps split/metric to a float; `step` is the epoch, from 1.
+
+        Speed is left out of metrics.csv, so that a run repeated is the same file byte for byte.
+        """
         self._write_row({"epoch": step} | metrics)
         for name, value in metrics.items():
             self.tensorboard.add_scalar(name, value, step)
@@ -121,6 +168,7 @@ class Tracker:
                 self._drop_wandb(error)
 
     def _write_row(self, row):
+        row = {name: value for name, value in row.items() if not name.endswith("per_second")}
         new = not self.metrics_file.exists()
         with self.metrics_file.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, row)

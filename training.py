@@ -2,20 +2,29 @@
 
 import contextlib
 import math
-import sys
 import time
 
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from checkpoint import load_checkpoint, load_last, save_checkpoint
+from checkpoint import CheckpointWriter, load_checkpoint, load_last, save_checkpoint
+from checks import data_shape
 from compiled import make_step
 from config import RESUMABLE, complete_config, differences
 from dataset import batches, derive_seed
 from evaluate import evaluate
+from interruption import stop_requests
 from models import CNN, layer_table
-from tracking import Tracker, device_name, open_run, write_manifest
+from optimisation import Schedule, make_optimizer
+from progress import Progress
+from tracking import (
+    Tracker,
+    device_name,
+    note_resumed,
+    only_writer,
+    open_run,
+    write_manifest,
+)
 
 
 @contextlib.contextmanager
@@ -34,8 +43,9 @@ def train(model, train_set, val_set, config):
 
     Starts afresh, or goes on from the last checkpoint of config["resume"], on a CPU bit for bit as
     if it had never stopped. Leaves the weights of the best epoch by validation accuracy in the
-    model, in eval mode. Raises ValueError where the run folder is taken, where the checkpoint is of
-    another config, and where the loss stops being finite.
+    model, in eval mode. On SIGINT or SIGTERM it stops at the next batch and raises Stopped. Raises
+    ValueError where the run folder is taken, where the checkpoint is of another config, where the
+    loss stops being finite, and where a batch does not fit in the memory.
     """
     config = complete_config(config)
     device = choose_device(config["device"])
@@ -45,40 +55,53 @@ def train(model, train_set, val_set, config):
     optimizer = make_optimizer(model, config)
     schedule = Schedule(optimizer, math.ceil(len(train_set) / config["batch_size"]), config)
     parts = {"model": model, "optimizer": optimizer, "scheduler": schedule}
-    history, wandb_id = restore(parts, config) if config["resume"] != "none" else ([], None)
-    folder = open_run(config)
-    write_manifest(folder, config, train_set, device)
+    resumed = config["resume"] != "none"
+    history, wandb_id = restore(parts, config) if resumed else ([], None)
     if len(history) >= config["epochs"]:
-        return take_best(model, folder, history)  # a finished run is looked at again
+        return take_best(model, open_run(config), history)  # a finished run is looked at again
     first = slice(config["batch_size"])
     images, labels = train_set.normalise(train_set.images[first]), train_set.labels[first]
     plain = plain_step(model, optimizer, config)
     step = make_step(plain, model, optimizer, images, labels, schedule.total, config)
 
+    def state():
+        parts_now = {name: part.state_dict() for name, part in parts.items()}
+        return parts_now | {"history": history, "wandb_id": wandb_id}
+
+    def fill(folder):
+        write_manifest(folder, config, train_set, device)
+        start = state() | {"epoch": 0, "config": config}
+        save_checkpoint(folder / "checkpoints" / "last.pt", start)
+
+    folder = open_run(config, fill)
     print(f"device: {device_name(device)}, threads: {torch.get_num_threads()}")
     print(layer_table(model, train_set.images.shape[1:]))
     print(f"run folder: {folder}", flush=True)
     train_set, val_set = keep_on(device, train_set), keep_on(device, val_set)
-    tracker = Tracker(folder, config, history, wandb_id)
-    progress = Progress(config["epochs"], len(train_set), history)
-    try:
-        for epoch in range(len(history) + 1, config["epochs"] + 1):
-            torch.manual_seed(derive_seed(config["seed"], "dropout", epoch))
-            model.train()
-            watched = progress.watch(batches(train_set, config, epoch, device), epoch)
-            metrics = train_epoch(step, watched, schedule)
-            lr = optimizer.param_groups[0]["lr"]
-            check_finite(metrics["train/loss"], epoch, lr)
-            val = evaluate(model, val_set)
-            metrics |= {"train/lr": lr, "val/loss": val["loss"], "val/accuracy": val["accuracy"]}
-            history.append({"epoch": epoch} | metrics)
-            tracker.log(metrics, epoch)
-            progress.report(history)
-            state = {name: part.state_dict() for name, part in parts.items()}
-            save(folder, state | {"history": history, "wandb_id": tracker.wandb_id}, config)
-    finally:
-        progress.close()
-        tracker.close()
+    with only_writer(folder), stop_requests(folder) as check, memory_errors_explained(config):
+        if resumed:
+            note_resumed(folder, config, len(history), device)
+        tracker = Tracker(folder, config, history, wandb_id)
+        wandb_id = tracker.wandb_id
+        progress = Progress(config["epochs"], len(train_set), history)
+        writer = CheckpointWriter(folder, config)
+        try:
+            for epoch in range(len(history) + 1, config["epochs"] + 1):
+                torch.manual_seed(derive_seed(config["seed"], "dropout", epoch))
+                model.train()
+                dealt = progress.watch(batches(train_set, config, epoch, device), epoch, check)
+                losses, metrics = train_epoch(step, dealt, schedule)
+                check_finite(losses, model, epoch, schedule)
+                val = evaluate(model, val_set)
+                metrics["train/lr"] = optimizer.param_groups[0]["lr"]
+                metrics |= {"val/loss": val["loss"], "val/accuracy": val["accuracy"]}
+                history.append({"epoch": epoch} | metrics)
+                tracker.log(metrics, epoch)
+                progress.report(history)
+                writer.save(state())
+        finally:
+            progress.close()
+            tracker.close()
     return take_best(model, folder, history)
 
 
@@ -100,6 +123,7 @@ def plain_step(model, optimizer, config):
         logits = forward(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=config["label_smoothing"])
         loss.backward()
+        optimizer.found_inf = not_finite(loss)  # then it leaves the weights as they are
         optimizer.step()
         optimizer.zero_grad()
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
@@ -107,26 +131,63 @@ def plain_step(model, optimizer, config):
     return step
 
 
+def not_finite(loss):
+    """1 or 0 as a float tensor, which torch's fused optimizers ask before they update."""
+    return (~loss.detach().isfinite()).float()
+
+
 def train_epoch(step, batches, schedule):
-    """One pass over `batches`; the means over its images, as trained: augmented, with dropout."""
-    start = time.perf_counter()
-    total, correct, count = 0.0, 0, 0
+    """One pass over `batches`; (losses of the steps, means over its images as metrics).
+
+    The images are met as trained: augmented, with dropout. Ends early where a loss is not finite;
+    on a GPU, where asking would stall every step, that is seen at the end. A stack of networks has
+    a loss each, and lists as metrics.
+    """
+    start, losses, hits, sizes = time.perf_counter(), [], [], []
     for images, labels in batches:
         schedule.step()
-        loss, hits = step(images, labels)
-        total += loss * len(labels)  # stays on the device: .item() would stall every step
-        correct += hits
-        count += len(labels)
-    metrics = {"train/loss": float(total) / count, "train/accuracy": int(correct) / count}
-    return metrics | {"train/images_per_second": count / (time.perf_counter() - start)}
+        loss, correct = step(images, labels)
+        losses.append(loss)
+        hits.append(correct)
+        sizes.append(labels.shape[-1])
+        if loss.device.type == "cpu" and not math.isfinite(loss.sum()):
+            break
+    losses, hits, count = torch.stack(losses).cpu(), torch.stack(hits).cpu(), sum(sizes)
+    weights = torch.tensor(sizes, dtype=torch.float64) / count
+    metrics = {
+        "train/loss": torch.tensordot(weights, losses.double(), dims=1).tolist(),
+        "train/accuracy": (hits.sum(0) / count).tolist(),
+    }
+    return losses, metrics | {"train/images_per_second": count / (time.perf_counter() - start)}
 
 
-def check_finite(loss, epoch, lr):
-    if not math.isfinite(loss):
+def check_finite(losses, model, epoch, schedule):
+    """Raise ValueError where a loss of the epoch's steps, or a weight after it, is not finite."""
+    good = losses.isfinite()
+    if good.all() and all(parameter.isfinite().all() for parameter in model.parameters()):
+        return
+    number = int((~good).nonzero()[0, 0]) if not good.all() else len(losses) - 1
+    lr = schedule.lr_of(schedule.taken - len(losses) + number)
+    raise ValueError(
+        f"the loss is {losses[number].item()} in epoch {epoch}, step {number + 1}, at learning "
+        f"rate {lr:g}: lower --lr; the weights of that step were left as they were, and the "
+        f"checkpoints of the epochs before are whole"
+    )
+
+
+@contextlib.contextmanager
+def memory_errors_explained(config):
+    """Turn the allocator's errors into one line that says what to lower."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        shape = " x ".join(map(str, data_shape(config)[0]))
         raise ValueError(
-            f"the loss is {loss} in epoch {epoch} at learning rate {lr:g}: lower --lr; the "
-            f"checkpoints of the epochs before are whole"
-        )
+            f"batch_size {config['batch_size']} of images of {shape} does not fit in the memory "
+            f"({str(error).splitlines()[0][:120]}): lower --batch_size or --image_size"
+        ) from None
 
 
 def choose_device(name):
@@ -150,65 +211,6 @@ def keep_on(device, dataset):
     return dataset.to(device)
 
 
-def make_optimizer(model, config):
-    """Adam (Kingma, Ba 2015), AdamW (Loshchilov, Hutter 2019) or SGD with Nesterov momentum."""
-    settings = {"lr": config["lr"], "weight_decay": config["weight_decay"], "fused": True}
-    if config["optimizer"] == "sgd":
-        nesterov = config["momentum"] > 0
-        settings |= {"momentum": config["momentum"], "nesterov": nesterov}
-    elif next(model.parameters()).is_cuda:
-        settings["capturable"] = True  # its step count lies on the GPU, where a graph can add to it
-    optimizers = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    return optimizers[config["optimizer"]](model.parameters(), **settings)
-
-
-class Schedule:
-    """Sets the learning rate of every step, config["lr"] times `schedule_factor`, in place.
-
-    `step` comes before the update it is meant for.
-    """
-
-    def __init__(self, optimizer, steps_per_epoch, config):
-        self.optimizer, self.lr, self.kind = optimizer, config["lr"], config["schedule"]
-        self.total = config["epochs"] * steps_per_epoch
-        self.warmup = config["warmup_epochs"] * steps_per_epoch
-        self.taken = 0
-
-    def step(self):
-        lr = self.lr * schedule_factor(self.kind, self.taken, self.total, self.warmup)
-        for group in self.optimizer.param_groups:  # a new list after load_state_dict
-            group["lr"] = lr
-        self.taken += 1
-
-    def state_dict(self):
-        return {"taken": self.taken}
-
-    def load_state_dict(self, state):
-        self.taken = state["taken"]
-
-
-def schedule_factor(schedule, step, total, warmup=0):
-    """The share of lr that step 0, 1, ..., total - 1 takes.
-
-    one_cycle climbs from 1/25 over the first 30 % and falls to 1/250,000, along cosines (Smith and
-    Topin 2018, as torch's OneCycleLR has it); cosine falls to 0 (Loshchilov and Hutter 2017).
-    """
-
-    def cosine(start, end, progress):
-        return end + (start - end) / 2 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
-
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if schedule == "cosine":
-        return cosine(1.0, 0.0, (step - warmup) / max(1, total - warmup))
-    if schedule == "one_cycle":
-        peak = 0.3 * total - 1
-        if step <= peak:
-            return cosine(1 / 25, 1.0, step / peak)
-        return cosine(1.0, 1 / 25e4, (step - peak) / max(1e-9, total - 1 - peak))
-    return 1.0
-
-
 def restore(parts, config):
     """Load the last checkpoint of the run in config["resume"]; return (history, wandb_id)."""
     state = load_last(config["resume"])
@@ -224,47 +226,3 @@ def restore(parts, config):
         part.load_state_dict(state[name])
     config["compile"] = state["config"]["compile"]  # the bits of the run depend on it
     return state["history"], state["wandb_id"]
-
-
-def save(folder, state, config):
-    """`best` whenever the validation accuracy rose, `last` every checkpoint_every epochs."""
-    *before, now = [row["val/accuracy"] for row in state["history"]]
-    epoch = len(before) + 1
-    state = state | {"epoch": epoch, "config": config}
-    if now > max(before, default=-1.0):
-        save_checkpoint(folder / "checkpoints" / "best.pt", state)
-    if epoch % config["checkpoint_every"] == 0 or epoch == config["epochs"]:
-        save_checkpoint(folder / "checkpoints" / "last.pt", state)
-
-
-class Progress:
-    """A bar with epoch, loss, validation accuracy, best and time left; without a terminal a line an
-    epoch, free of control characters."""
-
-    def __init__(self, epochs, images, history):
-        self.epochs, self.start, self.done = epochs, time.perf_counter(), len(history)
-        self.bar = tqdm(
-            total=epochs * images, initial=len(history) * images, unit=" images", unit_scale=True,
-            disable=None, dynamic_ncols=True, file=sys.stderr,
-            bar_format="{desc}{percentage:3.0f}% |{bar}| {remaining} left{postfix}",
-        )  # fmt: skip
-
-    def watch(self, batches, epoch):
-        """The batches of an epoch, counted as they pass."""
-        self.bar.set_description(f"epoch {epoch}/{self.epochs} ", refresh=False)
-        for images, labels in batches:
-            yield images, labels
-            self.bar.update(labels.shape[-1])  # of a stack of batches those of one seed
-
-    def report(self, history):
-        row, best = history[-1], max(history, key=lambda row: row["val/accuracy"])
-        text = f"loss {row['train/loss']:.4f}, val {row['val/accuracy']:.4f}"
-        text += f", best {best['val/accuracy']:.4f}"
-        self.bar.set_postfix_str(text)
-        if self.bar.disable:
-            elapsed = time.perf_counter() - self.start
-            left = elapsed / (row["epoch"] - self.done) * (self.epochs - row["epoch"])
-            print(f"epoch {row['epoch']}/{self.epochs}: {text}, {left:.0f} s left", flush=True)
-
-    def close(self):
-        self.bar.close()

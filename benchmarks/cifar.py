@@ -24,7 +24,8 @@ from benchmarks.report import print_table, run_contender, spread, write_results
 from dataset import batches, load_datasets
 from evaluate import evaluate
 from models import CNN, build_model
-from training import Schedule, make_optimizer, plain_step, train_epoch
+from optimisation import Schedule, make_optimizer
+from training import plain_step, train_epoch
 
 CONFIG = exercise_1_3.config | {"device": "cpu", "epochs": 1}
 

@@ -29,8 +29,9 @@ from compiled import make_step
 from config import complete_config
 from dataset import batches, load_datasets
 from models import build_model
+from optimisation import make_optimizer
 from seeds import train_seeds
-from training import make_optimizer, plain_step, train
+from training import plain_step, train
 
 EXERCISES = (exercise_1_1, exercise_1_2, exercise_1_3, exercise_2_3)
 

@@ -8,7 +8,8 @@ import torch
 from compiled import GraphedStep, unchanged
 from config import complete_config
 from models import build_model
-from training import make_optimizer, plain_step
+from optimisation import make_optimizer
+from training import plain_step
 
 CNN = {"kind": "cnn", "layers": [4, 8], "dropout": 0.5}
 

@@ -14,7 +14,8 @@ from config import complete_config
 from dataset import batches, load_datasets
 from evaluate import evaluate
 from models import build_model
-from training import make_optimizer, plain_step, schedule_factor, train
+from optimisation import Schedule, make_optimizer, schedule_factor
+from training import plain_step, train
 
 
 class Logits(torch.nn.Module):
@@ -56,8 +57,8 @@ def test_an_epoch_equals_a_plain_torch_loop(digits_config, optimizer):
     train_set, _, _ = load_datasets(config)
     ours, plain = build_model(config), build_model(config)
     mine = make_optimizer(ours, config)
-    schedule = training.Schedule(mine, 21, config)
-    metrics = training.train_epoch(
+    schedule = Schedule(mine, 21, config)
+    _, metrics = training.train_epoch(
         plain_step(ours, mine, config), batches(train_set, config, 1), schedule
     )
     settings = {"lr": config["lr"], "weight_decay": 0.01}
@@ -189,10 +190,40 @@ def test_a_changed_config_is_refused_by_name_but_more_epochs_are_not(digits_conf
     assert run(resumed | {"epochs": 2})[1]["epoch"] == 2
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoints(digits_config):
-    with pytest.raises(ValueError, match=r"epoch 1 .*learning rate 1e\+30"):
+@pytest.mark.parametrize("compile", ["off", "on"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(
+    digits_config, monkeypatch, optimizer, compile
+):
+    config = digits_config | {"optimizer": optimizer, "compile": compile, "epochs": 3}
+    deal, reached = training.batches, []
+
+    def poisoned(train_set, config, number, device):
+        for count, (images, labels) in enumerate(deal(train_set, config, number, device)):
+            if (number, count) == (2, 6):
+                reached.extend(parameter.clone() for parameter in model.parameters())
+                images = images * float("nan")
+            yield images, labels
+
+    monkeypatch.setattr(training, "batches", poisoned)
+    train_set, val_set, _ = load_datasets(config)
+    model = build_model(config)
+    with pytest.raises(ValueError, match=r"nan in epoch 2, step 7, at learning rate 0.001"):
+        train(model, train_set, val_set, config)
+    for parameter, before in zip(model.parameters(), reached, strict=True):
+        assert torch.equal(parameter, before)
+    for name in ("last.pt", "best.pt"):
+        state = load_checkpoint(Path(config["run_dir"]) / "checkpoints" / name)
+        assert state["epoch"] == 1
+        assert all(weights.isfinite().all() for weights in state["model"].values())
+
+
+def test_a_learning_rate_far_too_high_is_named(digits_config):
+    with pytest.raises(ValueError, match=r"epoch \d+, step \d+, at learning rate 1e\+30"):
         run(digits_config | {"lr": 1e30, "optimizer": "sgd"})
-    assert not list(Path(digits_config["run_dir"], "checkpoints").iterdir())
+    state = load_checkpoint(Path(digits_config["run_dir"]) / "checkpoints" / "last.pt")
+    assert state["epoch"] == 0
+    assert all(weights.isfinite().all() for weights in state["model"].values())
 
 
 def test_the_compiled_step_is_the_plain_step_within_rounding(digits_config, tmp_path):
