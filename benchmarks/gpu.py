@@ -9,12 +9,10 @@ must be those of the CPU. Data sets that are not in data/ are listed as not run.
 results/gpu-<name>.json.
 """
 
-import csv
 import tempfile
 import time
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 import torch
 import tyro
@@ -24,7 +22,7 @@ import exercise_1_1
 import exercise_1_2
 import exercise_1_3
 import exercise_2_3
-from benchmarks.report import print_table, write_results
+from benchmarks.report import print_table, seconds_an_epoch, write_results
 from compiled import make_step
 from config import complete_config
 from dataset import batches, load_datasets
@@ -85,9 +83,7 @@ def lab_epochs(train_set, val_set, config, epochs):
         start = time.perf_counter()
         train(build_model(config), train_set, val_set, config | changes)
         whole = time.perf_counter() - start
-        with Path(folder, "run", "metrics.csv").open() as file:
-            rates = [float(row["train/images_per_second"]) for row in csv.DictReader(file)]
-    return [len(train_set) / rate for rate in rates[1:]], whole
+        return seconds_an_epoch(f"{folder}/run", len(train_set))[1:], whole
 
 
 def measure(exercise, epochs):
@@ -138,9 +134,7 @@ def many_seeds(count):
             for seed in range(count)
         ]
         train_seeds(configs)
-        with Path(folder, "0", "metrics.csv").open() as file:
-            last = list(csv.DictReader(file))[-1]
-    return 54_000 / float(last["train/images_per_second"])
+        return seconds_an_epoch(f"{folder}/0", 54_000)[-1]
 
 
 def main(flags):

@@ -9,13 +9,11 @@ shows that nobody wins by training less. Every contender has a process of its ow
 are those that `training.train` itself logs, from the first batch to the last.
 """
 
-import csv
 import json
 import os
 import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import tyro
@@ -157,6 +155,7 @@ def jax_scan(epochs):
 
 
 def lab(epochs, compile):
+    from checkpoint import load_last
     from dataset import load_datasets
     from training import train
 
@@ -169,10 +168,9 @@ def lab(epochs, compile):
         }
         train_set, val_set, _ = load_datasets(config)
         train(network(), train_set, val_set, config)
-        with Path(folder, "run", "metrics.csv").open() as file:
-            rows = list(csv.DictReader(file))
-    seconds = [len(train_set) / float(row["train/images_per_second"]) for row in rows]
-    return seconds, float(rows[-1]["train/loss"])
+        history = load_last(f"{folder}/run")["history"]
+    seconds = [len(train_set) / row["train/images_per_second"] for row in history]
+    return seconds, history[-1]["train/loss"]
 
 
 CONTENDERS = {

@@ -10,6 +10,7 @@ from statistics import median
 
 import torch
 
+from checkpoint import load_last
 from tracking import git_commit
 
 RESULTS = Path("results")
@@ -37,6 +38,11 @@ def run_contender(module, name, *arguments):
         reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message"
         return {"error": reason[:100]}
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def seconds_an_epoch(folder, images):
+    """Seconds that the steps of every epoch took in the run at `folder`, on so many images."""
+    return [images / row["train/images_per_second"] for row in load_last(folder)["history"]]
 
 
 def spread(values):
