@@ -18,6 +18,7 @@ DATASETS = {
 CHOICES = {
     "dataset": list(DATASETS),
     "resize": ["squash", "crop", "pad"],
+    "on_bad_image": ["error", "skip"],
     "optimizer": ["adam", "adamw", "sgd"],
     "schedule": ["constant", "cosine", "one_cycle"],
     "precision": ["auto", "float32", "bfloat16"],

@@ -1,4 +1,4 @@
-"""From files to arrays: reads the data sets, decodes pictures once and caches them.
+"""From files to arrays: reads the data sets, from their own files or from folders of pictures.
 
 Every loader takes a config and returns ({"train": (images, labels), "test": (images, labels)},
 classes, mean, std), images uint8 (N, C, H, W), labels int64 (N,), mean and std per channel of the
@@ -6,22 +6,24 @@ training images in [0, 1].
 """
 
 import hashlib
-import json
 import os
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from tqdm import tqdm
 
-CACHE_FORMAT = 1  # raise it when the meaning of a cached byte changes
+from cache import channel_statistics, read_cached, remembered_statistics
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 MNIST_FILES = {
     split: [f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"]
     for split, prefix in (("train", "train"), ("test", "t10k"))
+}
+MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 IMAGENETTE_CLASSES = {
     "n01440764": "tench",
@@ -61,9 +63,19 @@ def load_mnist(config):
         if len(images) != len(labels) or images.shape[1:] != (28, 28) or labels.max() > 9:
             raise ValueError(f"{raw / image_file} and {label_file} do not belong together")
         splits[split] = (torch.from_numpy(images[:, None]), torch.from_numpy(labels).long())
-    files = [raw / name for name in MNIST_FILES["train"]]
-    statistics = remembered_statistics(files, splits["train"][0].numpy(), config)
+    files = [raw / name for names in MNIST_FILES.values() for name in names]
+    statistics = remembered_statistics(files, splits["train"][0].numpy(), config, check_mnist)
     return splits, [str(digit) for digit in range(10)], *statistics
+
+
+def check_mnist(files):
+    """Raise ValueError where a file is not the original one, to the bit."""
+    for path in files:
+        if hashlib.sha256(path.read_bytes()).hexdigest() != MNIST_SHA256[path.name]:
+            raise ValueError(
+                f"{path} is not MNIST's file of that name, or it is damaged; delete it, and it is "
+                f"downloaded again"
+            )
 
 
 def read_idx(path, dimensions):
@@ -127,7 +139,13 @@ def load_cifar10_archive(config):
         _download("CIFAR10", config["data_dir"], folder / "cifar-10-batches-py", files)
     splits = {}
     for split in ("train", "test"):
-        archive = torchvision.datasets.CIFAR10(folder, train=split == "train")
+        try:
+            archive = torchvision.datasets.CIFAR10(folder, train=split == "train")
+        except (RuntimeError, OSError, EOFError) as error:  # its checksums do not fit
+            raise ValueError(
+                f"{folder / 'cifar-10-batches-py'} is damaged ({error}); delete it, and it is "
+                f"downloaded again"
+            ) from None
         images = np.ascontiguousarray(archive.data.transpose(0, 3, 1, 2))
         splits[split] = (torch.from_numpy(images), torch.tensor(archive.targets))
     files = sorted((folder / "cifar-10-batches-py").iterdir())
@@ -136,7 +154,10 @@ def load_cifar10_archive(config):
 
 
 def read_splits(folder, config):
-    """The train and test (or val) folders below `folder`, decoded once and cached."""
+    """The train and test (or val) folders below `folder`, decoded once and cached.
+
+    Raises ValueError where they do not hold two classes or more, the same in both.
+    """
     test_name = "test" if (folder / "test").is_dir() else "val"
     listings = {
         s: list_images(folder / name) for s, name in (("train", "train"), ("test", test_name))
@@ -145,143 +166,58 @@ def read_splits(folder, config):
     if listings["test"][1] != classes:
         odd = sorted(set(classes) ^ set(listings["test"][1]))
         raise ValueError(f"{folder}: train and {test_name} hold different classes: {odd[:5]}")
+    if len(classes) < 2:
+        raise ValueError(
+            f"{folder / 'train'} has one class folder, {classes[0]}; a network needs two or more "
+            f"to tell apart"
+        )
     splits = {}
     for split, (paths, _, labels) in listings.items():
-        images, statistics = read_cached(paths, split, config)
-        splits[split] = (torch.from_numpy(images), torch.tensor(labels))
+        images, positions, mean, std = read_cached(paths, split, config)
+        labels = torch.tensor(labels)[torch.from_numpy(positions)]
+        if lost := [c for k, c in enumerate(classes) if not (labels == k).any()]:
+            raise ValueError(f"{folder}: no picture of {lost[0]} in {split} can be read")
+        splits[split] = (torch.from_numpy(images), labels)
         if split == "train":
-            mean_and_std = statistics["mean"], statistics["std"]
-    return splits, classes, *mean_and_std
+            statistics = mean, std
+    return splits, classes, *statistics
 
 
 def list_images(folder):
-    """(paths, classes, labels) of folder/<class>/*, classes and files sorted by name."""
+    """(paths, classes, labels) of folder/<class>/*, classes and files sorted by name.
+
+    Raises ValueError for a class without pictures and for a link that leads out of the data folder.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; it should hold one folder of images a class")
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    home = folder.parent.resolve()
+    classes = [entry for entry in scan(folder, home) if entry.is_dir() and entry.name[0] != "."]
     if not classes:
         raise ValueError(f"{folder} has no class folders; it should hold <class>/*.jpg")
     paths, labels = [], []
-    for label, name in enumerate(classes):
-        files = [p for p in sorted(folder.joinpath(name).iterdir()) if p.suffix.lower() in SUFFIXES]
+    for label, entry in enumerate(classes):
+        files = [
+            Path(e.path)
+            for e in scan(entry.path, home)
+            if Path(e.name).suffix.lower() in SUFFIXES and e.name[0] != "."
+        ]
         if not files:
             raise ValueError(
-                f"class folder {folder / name} holds no images ({', '.join(sorted(SUFFIXES))})"
+                f"class folder {entry.path} holds no images ({', '.join(sorted(SUFFIXES))})"
             )
         paths += files
         labels += [label] * len(files)
-    return paths, classes, labels
+    return paths, [entry.name for entry in classes], labels
 
 
-def read_cached(paths, split, config):
-    """The images behind `paths`, memory-mapped from the cache, which is built where it is stale.
-
-    The cache is keyed by a fingerprint of every file's name, size and time and of how the pixels
-    are made. It is written beside its place and moved there when complete.
-    """
-    mark = fingerprint(paths, [config["image_size"], config["resize"]])
-    folder = Path(config["data_dir"]) / ".cache"
-    cache = folder / f"{config['dataset']}-{split}-{config['image_size']}-{mark}.npy"
-    notes = cache.with_suffix(".json")
-    if not (cache.is_file() and notes.is_file()):
-        if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
-            print(f"{folder} is not writable: decoding {split} anew in every run", file=sys.stderr)
-            images = np.empty((len(paths), 3, config["image_size"], config["image_size"]), np.uint8)
-            return images, _decode(paths, images, split, config)
-        folder.mkdir(exist_ok=True)
-        _build_cache(paths, cache, notes, split, config)
-    return np.load(cache, mmap_mode="c"), json.loads(notes.read_text())
-
-
-def fingerprint(paths, settings=()):
-    """A word that changes with the name, size or time of any file, or with how pixels are made."""
-    digest = hashlib.sha256(json.dumps([CACHE_FORMAT, *settings]).encode())
-    for path in paths:
-        status = path.stat()
-        line = f"{path.parent.name}/{path.name} {status.st_size} {status.st_mtime_ns}\n"
-        digest.update(line.encode())
-    return digest.hexdigest()[:12]
-
-
-def remembered_statistics(paths, images, config):
-    """Mean and std of `images`, which come from the files `paths`, computed once and kept."""
-    notes = Path(config["data_dir"]) / ".cache" / f"{config['dataset']}-{fingerprint(paths)}.json"
-    if notes.is_file():
-        return json.loads(notes.read_text())
-    statistics = channel_statistics(images)
-    if os.access(config["data_dir"], os.W_OK):
-        notes.parent.mkdir(exist_ok=True)
-        unfinished = notes.with_suffix(f".{os.getpid()}.tmp")
-        unfinished.write_text(json.dumps(statistics))
-        unfinished.replace(notes)
-    return statistics
-
-
-def _build_cache(paths, cache, notes, split, config):
-    size = config["image_size"]
-    unfinished = cache.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        shape = (len(paths), 3, size, size)
-        images = np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape)
-        statistics = _decode(paths, images, split, config)
-        images.flush()
-        notes.write_text(json.dumps(statistics))
-        unfinished.replace(cache)
-    finally:
-        unfinished.unlink(missing_ok=True)
-        if not any(cache.parent.iterdir()):
-            cache.parent.rmdir()
-
-
-def _decode(paths, images, split, config):
-    """Decode every picture into `images`, in parallel; return the statistics."""
-
-    def decode(index):
-        images[index] = read_image(paths[index], config)
-
-    with ThreadPoolExecutor() as pool:
-        work = pool.map(decode, range(len(paths)))
-        for _ in tqdm(
-            work, f"decoding {split}", len(paths), leave=False, disable=None, unit=" images"
-        ):
-            pass
-    mean, std = channel_statistics(images)
-    return {"mean": mean, "std": std}
-
-
-def read_image(path, config):
-    """One picture as uint8 (3, size, size), upright, on black where it is transparent."""
-    try:
-        with Image.open(path) as image:
-            return _to_array(ImageOps.exif_transpose(image), config)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a picture that can be read ({error})") from None
-
-
-def _to_array(image, config):
-    size = (config["image_size"],) * 2
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
-    if image.mode == "I;16":  # 16 bits of grey: the upper eight
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    image = image.convert("RGB")
-    if image.size != size:
-        shape = {"squash": Image.Image.resize, "crop": ImageOps.fit, "pad": ImageOps.pad}
-        image = shape[config["resize"]](image, size, Image.Resampling.BILINEAR)
-    return np.asarray(image).transpose(2, 0, 1)
-
-
-def channel_statistics(images):
-    """Mean and standard deviation of each channel of uint8 images (N, C, H, W), in [0, 1]."""
-    values = np.arange(256) / 255
-    mean, std = [], []
-    for channel in range(images.shape[1]):
-        counts = np.zeros(256, np.int64)
-        for start in range(0, len(images), 1024):
-            block = np.ascontiguousarray(images[start : start + 1024, channel]).ravel()
-            counts += np.bincount(block, minlength=256)
-        share = counts / counts.sum()
-        average = float((share * values).sum())
-        mean.append(average)
-        std.append(max(float(np.sqrt((share * (values - average) ** 2).sum())), 1e-3))
-    return mean, std
+def scan(folder, home):
+    """The entries of a folder by name; ValueError for a link that leads out of `home`."""
+    with os.scandir(folder) as entries:
+        entries = sorted(entries, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(home):
+            raise ValueError(
+                f"{entry.path} is a link to {Path(entry.path).resolve()}, outside {home}: copy it "
+                f"in, or name the folder that holds both with --data_dir"
+            )
+    return entries

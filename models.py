@@ -96,14 +96,17 @@ class ConvLayer(nn.Module):
             )
         if residual:
             same = in_channels == channels and stride == 1
-            self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, channels, 1, stride)
+            self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, channels, 1)
         self.dropout = nn.Dropout2d(dropout) if dropout else nn.Identity()
         self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
 
     def forward(self, images):
         features = self.norm(self.conv(images))
         if self.shortcut is not None:
-            features = features + self.shortcut(images)
+            rows, columns = self.conv.stride
+            # thinned here: with a stride of its own, the gradient of a 1x1 convolution of few
+            # channels is written beyond its memory on CPUs (uxlfoundation/oneDNN, issue 6035)
+            features = features + self.shortcut(images[..., ::rows, ::columns])
         # Pooling commutes with ReLU and with a factor per channel, so it may come first: the maps
         # that ReLU and dropout write are then four times smaller.
         return self.dropout(torch.relu(self.pool(features)))
@@ -177,7 +180,8 @@ def build_model(config):
     """The network of config["model"], its weights drawn from config["seed"].
 
     Sizes that the data set fixes are filled in where they are missing, so this also rebuilds a
-    network from the config of a checkpoint. The global random state is left as it was.
+    network from the config of a checkpoint. The global random state is left as it was. Raises
+    ValueError where the weights do not fit in the memory.
     """
     config = defaults | config
     model = fit_model(config)
@@ -185,7 +189,13 @@ def build_model(config):
         model["layer_sizes"] = model.pop("layers")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
-        return MODELS[model.pop("kind")](**model)
+        try:
+            return MODELS[model.pop("kind")](**model)
+        except (RuntimeError, MemoryError, OverflowError) as error:  # the allocator's
+            raise ValueError(
+                f"model.layers {config['model']['layers']}: a network of this size does not fit in "
+                f"the memory ({str(error).splitlines()[0][:80]}): lower --model.layers"
+            ) from None
 
 
 def fold_norms(model):

@@ -71,7 +71,7 @@ def only_writer(folder):
 def write_json(path, content):
     """Write `content`, tensors as lists, so that a reader never sees half a file."""
     text = json.dumps(content, indent=2, default=lambda value: value.tolist())
-    unfinished = Path(path).with_suffix(".tmp")
+    unfinished = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
     unfinished.write_text(text + "\n", encoding="utf-8")
     unfinished.replace(path)
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from checkpoint import CheckpointWriter, load_checkpoint, load_last, save_checkpoint
 from checks import data_shape
 from compiled import make_step
-from config import RESUMABLE, complete_config, differences
+from config import RESUMABLE, complete_config, defaults, differences, merge
 from dataset import batches, derive_seed
 from evaluate import evaluate
 from interruption import stop_requests
@@ -214,7 +214,7 @@ def keep_on(device, dataset):
 def restore(parts, config):
     """Load the last checkpoint of the run in config["resume"]; return (history, wandb_id)."""
     state = load_last(config["resume"])
-    changed = differences(state["config"], config)
+    changed = differences(merge(defaults, state["config"]), config)
     changed = {key: pair for key, pair in changed.items() if key not in RESUMABLE}
     if changed:
         listed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())

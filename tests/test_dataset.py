@@ -1,7 +1,5 @@
 """Data: the split, the batches, the warp against torchvision, and the cache against PIL."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -13,9 +11,9 @@ from torchvision.transforms.v2 import functional as tv
 import exercise_1_1
 import exercise_1_3
 import exercise_2_3
-import images
+from cache import read_image
 from dataset import ImageDataset, affine_maps, batches, cut_out, load_datasets, warp
-from images import read_idx, read_image
+from images import read_idx
 
 
 @pytest.fixture
@@ -119,43 +117,6 @@ def test_cutout_hides_one_square_and_nothing_else():
     assert torch.equal(pixels, expected)
 
 
-def folder_config(folder):
-    settings = {"dataset": "image_folder", "data_dir": str(folder), "image_size": 12}
-    return exercise_1_1.config | settings
-
-
-def test_the_cache_holds_what_pil_decodes_and_is_built_once(picture_folder, monkeypatch):
-    folder = picture_folder()
-    _, _, test_set = load_datasets(folder_config(folder))
-    expected = [np.asarray(Image.open(p)) for p in sorted(folder.glob("test/*/*.png"))]
-    assert torch.equal(test_set.images, torch.tensor(np.stack(expected)).permute(0, 3, 1, 2))
-    assert test_set.classes == ["cat", "dog"]
-    monkeypatch.setattr(images, "read_image", None)  # decoding again would fail
-    load_datasets(folder_config(folder))
-
-
-def test_the_cache_is_rebuilt_when_a_picture_changes(picture_folder):
-    folder = picture_folder()
-    load_datasets(folder_config(folder))
-    changed = folder / "test" / "cat" / "0.png"
-    Image.new("RGB", (12, 12), (1, 2, 3)).save(changed)
-    _, _, test_set = load_datasets(folder_config(folder))
-    assert test_set.images[0, :, 5, 5].tolist() == [1, 2, 3]
-
-
-def test_an_interrupted_decoding_leaves_nothing_behind(picture_folder, monkeypatch):
-    folder = picture_folder()
-
-    def interrupted(path, config):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(images, "read_image", interrupted)
-        load_datasets(folder_config(folder))
-    assert not (folder / ".cache").exists()
-    assert len(load_datasets(folder_config(folder))[2]) == 10
-
-
 def test_every_kind_of_picture_becomes_upright_rgb(tmp_path):
     red = Image.new("RGB", (10, 6), (200, 30, 30))
     red.paste((30, 30, 200), (0, 0, 5, 6))  # blue on the left
@@ -212,10 +173,3 @@ def test_the_six_pictures_of_the_reference_have_their_indices():
     names = {i: test.classes[test.labels[i]] for i in (1936, 1526, 1527, 3535, 3536, 3537)}
     assert list(names.values()) == ["French horn"] + ["church"] * 2 + ["parachute"] * 3
     assert len(test) == 3_925
-
-
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_cannot_be_written_is_read_without_a_cache(picture_folder):
-    folder = picture_folder()
-    folder.chmod(0o500)
-    assert len(load_datasets(folder_config(folder))[2]) == 10

@@ -1,5 +1,6 @@
 """Networks: identities that hold for any weights."""
 
+import copy
 import itertools
 
 import pytest
@@ -115,7 +116,21 @@ def test_a_residual_layer_with_zeroed_norm_is_its_shortcut(stride):
     layer = CNN([3, 5], 16, stride=stride, residual=True).eval().layers[1]
     zero_(layer.norm)
     images = torch.randn(2, 3, 8, 8)
-    torch.testing.assert_close(layer(images), layer.pool(layer.shortcut(images).relu()))
+    thinned = layer.shortcut(images)[..., ::stride, ::stride]  # 1x1: the same before or after
+    torch.testing.assert_close(layer(images), layer.pool(thinned.relu()))
+
+
+def test_gradients_of_a_strided_residual_layer_are_those_in_float64():
+    layer = CNN([32], 128, stride=2, residual=True).layers[0]
+    layer.to(memory_format=torch.channels_last)
+    images = torch.randn(64, 3, 128, 128)  # sizes at which a strided 1x1 convolution went wrong
+    exact = copy.deepcopy(layer).double()
+    exact(images.double()).square().mean().backward()
+    for _ in range(3):
+        layer.zero_grad()
+        layer(images).square().mean().backward()
+        for ours, theirs in zip(layer.parameters(), exact.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_a_residual_layer_whose_paths_differ_in_size_is_refused():

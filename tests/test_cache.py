@@ -1,0 +1,282 @@
+"""Pictures from files: what comes out is what PIL decodes, whatever happens to the cache."""
+
+import json
+import multiprocessing
+import os
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import DATA
+from PIL import Image
+
+import cache
+import exercise_1_1
+import images
+from dataset import load_datasets
+
+SPAWNED = multiprocessing.get_context("spawn")  # a fork would inherit torch's locked threads
+
+
+def folder_config(folder, **changes):
+    settings = {"dataset": "image_folder", "data_dir": str(folder), "image_size": 12}
+    return exercise_1_1.config | settings | changes
+
+
+def test_images_of(folder, **changes):
+    return load_datasets(folder_config(folder, **changes))[2].images
+
+
+test_images_of.__test__ = False
+
+
+def decoded_by_pil(folder):
+    pixels = [np.asarray(Image.open(path)) for path in sorted(folder.glob("test/*/*.png"))]
+    return torch.tensor(np.stack(pixels)).permute(0, 3, 1, 2)
+
+
+def test_the_cache_holds_what_pil_decodes_and_is_built_once(picture_folder, monkeypatch):
+    folder = picture_folder()
+    _, _, test_set = load_datasets(folder_config(folder))
+    assert torch.equal(test_set.images, decoded_by_pil(folder))
+    assert test_set.classes == ["cat", "dog"]
+    monkeypatch.setattr(cache, "read_image", None)  # decoding again would fail
+    load_datasets(folder_config(folder))
+
+
+def test_the_cache_is_rebuilt_when_a_picture_changes(picture_folder):
+    folder = picture_folder()
+    load_datasets(folder_config(folder))
+    Image.new("RGB", (12, 12), (1, 2, 3)).save(folder / "test" / "cat" / "0.png")
+    assert test_images_of(folder)[0, :, 5, 5].tolist() == [1, 2, 3]
+
+
+def test_mean_and_std_of_a_folder_are_those_of_its_training_pixels(picture_folder):
+    folder = picture_folder()
+    train, val, _ = load_datasets(folder_config(folder))
+    pixels = torch.cat([train.images, val.images]).double() / 255
+    assert train.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist())
+    assert train.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist())
+
+
+def killed_while_decoding(folder):
+    """Decode in a process that is killed at the seventh picture, with a block a picture."""
+    read, count = cache.read_image, []
+
+    def read_slowly(path, config):
+        count.append(path)
+        time.sleep(0.05)
+        return read(path, config)
+
+    cache.read_image, cache.BLOCK_BYTES, cache.os.cpu_count = read_slowly, 1, lambda: 1
+    load_datasets(folder_config(folder))
+
+
+def test_a_decoding_that_was_killed_goes_on_where_it_was(picture_folder, monkeypatch):
+    folder = picture_folder()
+    child = SPAWNED.Process(target=killed_while_decoding, args=(folder,))
+    child.start()
+    while len(progress := list(folder.glob(".cache/*train*.progress.json"))) < 1:
+        time.sleep(0.01)
+    while json.loads(progress[0].read_text())["next"] < 4:
+        time.sleep(0.01)
+    child.kill()
+    child.join()
+    decoded, read = [], cache.read_image
+    monkeypatch.setattr(
+        cache, "read_image", lambda path, config: decoded.append(path) or read(path, config)
+    )
+    assert torch.equal(test_images_of(folder), decoded_by_pil(folder))
+    assert len(decoded) <= 10 - 4 + 10  # those of train that were left, and test
+    assert not list(folder.glob(".cache/*partial*"))
+
+
+def load_and_sum(folder, results):
+    results.put(int(test_images_of(folder).sum()))
+
+
+def test_two_processes_that_build_the_cache_at_once_both_get_the_pictures(picture_folder):
+    folder = picture_folder()
+    results = SPAWNED.Queue()
+    children = [SPAWNED.Process(target=load_and_sum, args=(folder, results)) for _ in range(2)]
+    for child in children:
+        child.start()
+    sums = {results.get(timeout=60) for _ in children}
+    for child in children:
+        child.join()
+    assert sums == {int(decoded_by_pil(folder).sum())}
+
+
+def swap_train_and_test(files):
+    train, test = sorted(files, reverse=True)
+    content = train.read_bytes()
+    train.write_bytes(test.read_bytes())
+    test.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda files: files[0].write_bytes(files[0].read_bytes()[:-1]),
+        lambda files: files[0].write_bytes(b""),
+        lambda files: [f.with_suffix(".json").write_text('{"mean": [') for f in files],
+        lambda files: [f.with_suffix(".json").write_text("[]") for f in files],
+        swap_train_and_test,  # a cache of other pictures, of the same size
+    ],
+    ids=["truncated", "empty", "half its notes", "other notes", "another source"],
+)
+def test_a_cache_that_is_not_the_one_written_is_rebuilt(picture_folder, damage):
+    folder = picture_folder()
+    load_datasets(folder_config(folder))
+    damage(list(folder.glob(".cache/*.bin")))
+    assert torch.equal(test_images_of(folder), decoded_by_pil(folder))
+
+
+def huge_png():
+    """A PNG of a few bytes that says it is 60,000 pixels a side."""
+
+    def chunk(name, content):
+        check = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
+
+
+def truncated_png(folder):
+    return (folder / "test" / "cat" / "1.png").read_bytes()[:-40]
+
+
+BAD_PICTURES = {
+    "truncated": truncated_png,
+    "zero bytes": lambda folder: b"",
+    "decompression bomb": lambda folder: huge_png(),
+    "no picture": lambda folder: b"<html>404 Not Found</html>",
+}
+
+
+@pytest.mark.parametrize("content", BAD_PICTURES.values(), ids=BAD_PICTURES)
+def test_a_bad_picture_is_refused_by_name_or_skipped_and_counted(picture_folder, content, capsys):
+    folder = picture_folder()
+    bad = folder / "test" / "cat" / "2.png"
+    expected = decoded_by_pil(folder)
+    bad.write_bytes(content(folder))
+    with pytest.raises(ValueError, match=r"cat/2\.png"):
+        load_datasets(folder_config(folder))
+    for _ in range(2):  # decoded, then from the cache
+        _, _, test_set = load_datasets(folder_config(folder, on_bad_image="skip"))
+        said = capsys.readouterr().err
+        assert "skipped 1 of 10 test pictures" in said
+        assert str(bad) in said
+        assert torch.equal(test_set.images, torch.cat([expected[:2], expected[3:]]))
+        assert test_set.labels.tolist() == [0] * 4 + [1] * 5
+    with pytest.raises(ValueError, match=r"cat/2\.png"):  # the cache does not hide it
+        load_datasets(folder_config(folder))
+
+
+def test_a_class_whose_pictures_are_all_bad_is_an_error_even_when_they_are_skipped(picture_folder):
+    folder = picture_folder()
+    for path in folder.glob("train/dog/*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="no picture of dog in train"):
+        load_datasets(folder_config(folder, on_bad_image="skip"))
+
+
+def test_a_link_that_leads_out_of_the_folder_is_refused_and_one_inside_is_followed(
+    picture_folder, tmp_path
+):
+    folder = picture_folder()
+    outside = tmp_path / "secret.png"
+    Image.new("RGB", (12, 12)).save(outside)
+    inside = folder / "test" / "cat" / "5.png"
+    inside.symlink_to(folder / "test" / "cat" / "1.png")
+    assert len(test_images_of(folder)) == 11
+    inside.unlink()
+    inside.symlink_to(outside)
+    with pytest.raises(ValueError, match=r"5\.png is a link to .*secret\.png"):
+        load_datasets(folder_config(folder))
+    inside.unlink()
+    (folder / "test" / "bird").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="bird is a link"):
+        load_datasets(folder_config(folder))
+
+
+def test_one_class_is_refused(picture_folder):
+    folder = picture_folder()
+    for split in ("train", "test"):
+        for path in (folder / split / "dog").iterdir():
+            path.unlink()
+        (folder / split / "dog").rmdir()
+    with pytest.raises(ValueError, match="one class folder, cat"):
+        load_datasets(folder_config(folder))
+
+
+def test_a_disk_too_small_for_the_cache_is_named_before_anything_is_decoded(picture_folder):
+    folder = picture_folder()
+    with pytest.raises(ValueError, match=r"image_size 200000 .* MiB are free.*--image_size"):
+        load_datasets(folder_config(folder, image_size=200_000))
+    assert not list(folder.glob(".cache/*partial*"))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_read_without_a_cache(picture_folder):
+    folder = picture_folder()
+    folder.chmod(0o500)
+    assert torch.equal(test_images_of(folder), decoded_by_pil(folder))
+
+
+def test_without_a_cache_the_pictures_are_the_same(picture_folder, monkeypatch):
+    folder = picture_folder()
+    monkeypatch.setattr(cache.os, "access", lambda path, mode: False)
+    assert torch.equal(test_images_of(folder), decoded_by_pil(folder))
+    assert not (folder / ".cache").exists()
+
+
+def idx(values, *sizes):
+    head = bytes([0, 0, 8, len(sizes)]) + b"".join(size.to_bytes(4) for size in sizes)
+    return head + bytes(values)
+
+
+def test_an_idx_file_of_another_data_set_is_not_taken_for_mnist(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for image_file, label_file in images.MNIST_FILES.values():
+        (raw / image_file).write_bytes(idx([7] * 784, 1, 28, 28))
+        (raw / label_file).write_bytes(idx([7], 1))
+    with pytest.raises(ValueError, match="is not MNIST's file of that name"):
+        load_datasets(exercise_1_1.config | {"data_dir": str(tmp_path)})
+
+
+@pytest.mark.real_data
+def test_one_flipped_bit_of_mnist_is_noticed(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for names in images.MNIST_FILES.values():
+        for name in names:
+            (raw / name).symlink_to(DATA / "MNIST" / "raw" / name)
+    content = bytearray((raw / "t10k-labels-idx1-ubyte").read_bytes())
+    content[5000] ^= 1
+    (raw / "t10k-labels-idx1-ubyte").unlink()
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(content)
+    with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte"):
+        load_datasets(exercise_1_1.config | {"data_dir": str(tmp_path)})
+
+
+def test_a_damaged_cifar10_archive_is_named(tmp_path):
+    archive = tmp_path / "cifar-10-batches-py"
+    archive.mkdir()
+    (archive / "data_batch_1").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"cifar-10-batches-py is damaged"):
+        load_datasets(exercise_1_1.config | {"dataset": "cifar10", "data_dir": str(tmp_path)})
+
+
+def test_file_names_of_every_kind_are_read(picture_folder):
+    folder = picture_folder()
+    source = Path(folder / "test" / "cat" / "1.png")
+    for name in ("ü 😀.png", 'quote".png', "<b>.png", "x" * 250 + ".png", "UPPER.PNG"):
+        (folder / "test" / "cat" / name).write_bytes(source.read_bytes())
+    assert len(test_images_of(folder)) == 15
