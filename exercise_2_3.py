@@ -44,8 +44,24 @@ config = defaults | {
         "indices": [],  # test images to draw instead of a few of every class
     },
 }
+STEM = {"channels": 32, "kernel_size": 5, "stride": 2, "padding": 2}
 presets = {
     "digits": {"dataset": "digits", "epochs": 10},
+    "best": {
+        "model": {
+            # a stem that shrinks fast, then residual layers at 16 x 16 and 8 x 8 cells
+            "layers": [STEM, 64, {"channels": 128, "pool": 1}, {"channels": 128, "pool": 1}]
+            + [256, 256, 256],
+            "residual": True,
+        },
+        "optimizer": "adamw",
+        "lr": 4e-3,
+        "weight_decay": 0.05,
+        "schedule": "one_cycle",
+        "label_smoothing": 0.1,
+        "flip": True,
+        "crop": 0.35,
+    },
 }
 
 
