@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from distributed import first_only
 from models import build_model
 
 FORMAT = 1
@@ -59,6 +60,7 @@ class CheckpointWriter:
     def __init__(self, folder, config):
         self.folder, self.config, self.waiting = Path(folder) / "checkpoints", config, {}
 
+    @first_only
     def save(self, state):
         """`state` is that of the last epoch of state["history"]."""
         *before, now = [row["val/accuracy"] for row in state["history"]]

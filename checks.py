@@ -5,6 +5,7 @@ import copy
 import difflib
 import json
 import math
+import os
 from pathlib import Path
 
 # (channels, height, width), number of classes
@@ -33,6 +34,16 @@ MODEL_KEYS = {
         "dropout", "residual", "min_map",
     },
 }  # fmt: skip
+
+
+def world():
+    """The number of processes that torchrun started; without it 1."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank():
+    """The number of this process, from 0, the one that downloads, prints and writes."""
+    return int(os.environ["RANK"]) if world() > 1 else 0
 
 
 def check_config(config, defaults):
@@ -73,6 +84,12 @@ def _check_ranges(config):
         if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
             what = "a positive whole number" if lowest else "a whole number, 0 or more"
             raise ValueError(f"{key} must be {what}, got {value!r}")
+    if config["batch_size"] % world():
+        fitting = -(-config["batch_size"] // world()) * world()
+        raise ValueError(
+            f"batch_size {config['batch_size']} is that of all {world()} processes, which do not "
+            f"divide it: --batch_size {fitting}"
+        )
     spans = {
         "lr": (config["lr"], "above 0", lambda v: v > 0),
         "val_fraction": (config["val_fraction"], "between 0 and 1", lambda v: 0 < v < 1),
@@ -188,11 +205,14 @@ def _check_device(device):
 
 
 def _check_run_dir(config):
+    if rank() > 0:
+        return  # rank 0 alone makes and reads it
     if config["resume"] != "none":
         _check_resumable(Path(config["resume"]), config["seeds"])
         return
     folder = Path(config["run_dir"])
-    if config["run_dir"] != "auto" and folder.exists():
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # it was made by itself
+    if config["run_dir"] != "auto" and folder.exists() and not restarted:
         if not folder.is_dir():
             raise ValueError(f"run_dir {folder} is a file; name a folder")
         if any(folder.iterdir()):

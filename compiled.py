@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from distributed import world
+
 CACHE = Path("runs") / ".compiled"
 # steps from which on it pays: compiling takes 15 s once, capturing a graph less than one
 WORTH_IT = {"cpu": 30_000, "cuda": 500}
@@ -35,6 +37,7 @@ def choose_compiled(config, model, device, steps):
         return False
     cpu = device.type == "cpu"
     reasons = {
+        f"{world()} processes train together": world() > 1,
         f"a step cannot be compiled for {device.type}": device.type not in WORTH_IT,
         f"the optimizer is {config['optimizer']}": cpu and config["optimizer"] == "sgd",
         "the network keeps statistics or convolves": cpu and any(True for _ in model.buffers()),
@@ -42,7 +45,8 @@ def choose_compiled(config, model, device, steps):
         "there is no C++ compiler": cpu and not any(map(shutil.which, ("g++", "clang++", "cl"))),
     }
     why_not = [reason for reason, holds in reasons.items() if holds]
-    if why_not and (config["compile"] == "on" or "compiler" in why_not[-1]):
+    aloud = config["compile"] == "on" or world() > 1
+    if why_not and (aloud or "compiler" in why_not[-1]):
         print(f"the plain step is taken: {why_not[0]}", file=sys.stderr)
     return not why_not
 

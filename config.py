@@ -6,10 +6,11 @@ Imports nothing heavy, so that `--help` and a mistyped flag answer at once.
 import copy
 import json
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
 
-from checks import check_config, fit_model
+from checks import check_config, fit_model, rank
 from flags import find_flag, parse_flags
 
 defaults = {
@@ -102,14 +103,26 @@ def parse_config(config, presets=None, args=None):
             base = merge(base, read_run_config(resume)) | {"resume": resume}
         elif preset is None and find_flag(args, "--dataset") in presets:
             preset = find_flag(args, "--dataset")
-            print(f"preset {preset}: {describe_overrides(presets[preset])}")
+            if rank() == 0:
+                print(f"preset {preset}: {describe_overrides(presets[preset])}")
         if preset in presets:
             base = merge(base, presets[preset]) | {"preset": preset}
         parsed = parse_flags(base, ["none", *presets], args)
         return check_config(parsed, defaults)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        refuse(error)
+
+
+def refuse(error):
+    """Say in one line what the user can mend, and exit with code 2.
+
+    Of several processes rank 0 says it: torchrun ends the others meanwhile. One that alone has
+    something to say says it after a while.
+    """
+    if rank():
+        time.sleep(10 + rank() / 4)
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    raise SystemExit(2) from None
 
 
 def describe_overrides(overrides):

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from config import defaults
+from distributed import in_turn, own_share, world
 from images import load_digits, load_folder, load_imagenette, load_mnist
 
 BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**28}  # float pixels made at once: what a cache holds
@@ -63,7 +64,7 @@ def load_datasets(config):
     what was loaded.
     """
     config = defaults | config
-    splits, classes, mean, std = LOADERS[config["dataset"]](config)
+    splits, classes, mean, std = in_turn(LOADERS[config["dataset"]], config)
     whole, test_set = (
         ImageDataset(
             shrink(images, config["image_size"]), labels, classes, mean, std, config["dataset"]
@@ -106,10 +107,14 @@ def derive_seed(*key):
 def batches(dataset, config, epoch, device=None):
     """Batches (images float32 (n, C, H, W), labels (n,)) of one training epoch.
 
-    Order and augmentation depend on (seed, epoch) alone, not on the device.
+    Order and augmentation depend on (seed, epoch) alone, not on the device. Of several processes
+    each has its share of every batch.
     """
-    draws = draw_epoch(dataset, config, epoch)
-    return prepare(dataset, *draws, config["batch_size"], config["cutout"], device)
+    draws, batch_size = draw_epoch(dataset, config, epoch), config["batch_size"]
+    if world() > 1:
+        rows, _ = own_share(len(dataset), batch_size)
+        draws = [None if draw is None else draw[rows] for draw in draws]
+    return prepare(dataset, *draws, batch_size // world(), config["cutout"], device)
 
 
 def draw_epoch(dataset, config, epoch):

@@ -13,6 +13,7 @@ from cam import cam, choose_images
 from checkpoint import load_checkpoint, load_model
 from config import defaults, parse_config
 from dataset import load_datasets
+from distributed import first_only
 from evaluate import evaluate
 from experiment import experiment, summarise
 from models import build_model
@@ -76,7 +77,7 @@ def main(config):
     test = evaluate(model, test_set)  # once, with the weights of the best epoch
     draw_curves(config["run_dir"])
     draw_confusion(test["confusion"], test_set.classes, config["run_dir"])
-    cam(model, test_set, config)
+    first_only(cam)(model, test_set, config)
     return summarise(model, val_accuracies, val_losses, test)
 
 
@@ -88,7 +89,7 @@ def explain(config):
     open_run(config)
     val, test = evaluate(model, val_set), evaluate(model, test_set)
     draw_confusion(test["confusion"], test_set.classes, config["run_dir"])
-    cam(model, test_set, config)
+    first_only(cam)(model, test_set, config)
     results = summarise(model, [val["accuracy"]], [val["loss"]], test)
     results["val"]["best_epoch"] = load_checkpoint(config["checkpoint"])["epoch"]
     return results

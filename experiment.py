@@ -1,16 +1,19 @@
 """What every exercise has around it: one run a seed, results.json, errors in one line."""
 
 import functools
+import os
 import sys
 import time
 from pathlib import Path
 from statistics import fmean, stdev
 
-from config import complete_config
+from config import complete_config, defaults, refuse
+from distributed import first_only, from_first, joined, wait, world
 from interruption import Stopped
 from models import count_parameters
 from seeds import can_stack, train_seeds
 from tracking import open_run, write_json
+from training import choose_device
 
 
 def experiment(function):
@@ -18,16 +21,38 @@ def experiment(function):
 
     It gets a checked config with the run folder named, and its results are completed and written
     to results.json. With config["seeds"] it runs once a seed. In a script that is run by its name,
-    a mistake of the user's ends in one line and exit code 2; imported, `main` raises.
+    a mistake of the user's ends in one line and exit code 2; imported, `main` raises. The
+    processes of torchrun do it together.
     """
     name = Path(function.__code__.co_filename).stem
 
     @functools.wraps(function)
     def main(config):
-        config = complete_config(config, name)
-        return run_seeds(function, name, config) if config["seeds"] else run(function, name, config)
+        with joined(choose_device((defaults | config)["device"])):
+            config = from_first(name_run, config, name)
+            several = run_seeds if config["seeds"] else run
+            return several(function, name, config)
 
     return exit_cleanly(main) if function.__module__ == "__main__" else main
+
+
+def name_run(config, name):
+    """A complete config with the run folder named: after a restart by torchrun (--max-restarts) the
+    one of the first attempt, resumed where it got that far."""
+    launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    launch = os.getppid() if launch == "none" else launch.replace("/", "_")
+    note = Path("runs") / name / f".torchrun-{launch}"
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and config["resume"] == "none":
+        folder = config["run_dir"]
+        if folder == "auto" and note.is_file():
+            folder = note.read_text(encoding="utf-8")
+        started = (Path(folder) / "config.json").is_file()
+        config = config | {"run_dir": folder, "resume": folder if started else "none"}
+    config = complete_config(config, name)
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(config["run_dir"], encoding="utf-8")
+    return config
 
 
 def run(function, name, config):
@@ -35,7 +60,7 @@ def run(function, name, config):
     start = time.perf_counter()
     results = {"exercise": name, "config": config, **function(config)}
     results |= {"seconds": time.perf_counter() - start, "run_dir": config["run_dir"]}
-    write_json(Path(config["run_dir"]) / "results.json", results)
+    first_only(write_json)(Path(config["run_dir"]) / "results.json", results)
     print(result_lines(results), flush=True)
     return results
 
@@ -52,10 +77,11 @@ def run_seeds(function, name, config):
     if config["resume"] == "none":
         open_run(config)
     fresh = [single for single in singles if not Path(single["run_dir"]).is_dir()]
+    alone = world() == 1  # several train the seeds in turn, each of them together
     try:
-        if can_stack(config) and fresh:
+        if alone and can_stack(config) and fresh:
             train_seeds(fresh)  # all at once; each run then finds its training done
-        runs = [run(function, name, going_on(single)) for single in singles]
+        runs = [run(function, name, from_first(going_on, single)) for single in singles]
     except Stopped as stop:
         raise Stopped(stop.signum, folder) from None
     pick = {
@@ -73,7 +99,7 @@ def run_seeds(function, name, config):
         "seconds": time.perf_counter() - start,
         "run_dir": config["run_dir"],
     }
-    write_json(folder / "results.json", results)
+    first_only(write_json)(folder / "results.json", results)
     mean, std = results["mean"], results["std"]
     print(
         f"{len(runs)} seeds: test accuracy {mean['test_accuracy']:.4f} +- "
@@ -121,14 +147,24 @@ def exit_cleanly(main):
         try:
             return main(config)
         except (ValueError, FileNotFoundError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+            refuse(error)
+        except RuntimeError as error:
+            if world() == 1 or not any(word in str(error) for word in ("peer", "remote process")):
+                raise
+            say("error: another process of this run ended; torchrun says below which was the first")
+            raise SystemExit(1) from None
         except Stopped as stop:
-            script = Path(sys.argv[0]).name
-            print(f"stopped; go on with: python {script} --resume {stop.folder}", file=sys.stderr)
+            python, script = "python" if world() == 1 else "torchrun ...", Path(sys.argv[0]).name
+            say(f"stopped; go on with: {python} {script} --resume {stop.folder}")
+            wait()  # torchrun ends the others when the first is gone
             raise SystemExit(128 + stop.signum) from None
         except KeyboardInterrupt:
-            print("stopped; where a run folder was printed, --resume goes on", file=sys.stderr)
+            say("stopped; where a run folder was printed, --resume goes on")
             raise SystemExit(130) from None
 
     return wrapped
+
+
+@first_only
+def say(text):
+    print(text, file=sys.stderr, flush=True)

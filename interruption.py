@@ -5,6 +5,8 @@ import os
 import signal
 import threading
 
+from distributed import rank, world
+
 
 class Stopped(KeyboardInterrupt):
     """A run that a signal stopped; it goes on with --resume `folder`."""
@@ -15,8 +17,12 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def stop_requests(folder):
+def stop_requests(folder, agree=lambda signum, final: signum):
     """Yield a function that raises Stopped once SIGINT or SIGTERM has come; a second ends at once.
+
+    Of several processes, all stop where one got a signal: `agree(signum, final)` is what they
+    agree on. torchrun sends them every signal that it gets, Ctrl-C thus twice, and ends them itself
+    where they take long.
 
     The handlers that were there come back afterwards. Only the main thread can have any: in others
     nothing is caught.
@@ -24,14 +30,16 @@ def stop_requests(folder):
     received = []
 
     def note(signum, frame):
-        if received:
+        if received and world() == 1:
             os._exit(128 + signum)
         received.append(signum)
-        os.write(2, b"\nstopping at the next batch; once more ends at once\n")  # print may be busy
+        if rank() == 0 and len(received) == 1:
+            more = b"; once more ends at once" if world() == 1 else b""
+            os.write(2, b"\nstopping at the next batch" + more + b"\n")  # print may be busy
 
-    def check():
-        if received:
-            raise Stopped(received[0], folder)
+    def check(final=False):
+        if signum := agree(received[0] if received else 0, final):
+            raise Stopped(signum, folder)
 
     if threading.current_thread() is not threading.main_thread():
         yield check
@@ -39,7 +47,7 @@ def stop_requests(folder):
     before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield check
-        check()  # one that came after the last batch
+        check(final=True)  # one that came after the last batch
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

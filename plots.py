@@ -8,9 +8,12 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from distributed import first_only
+
 TRAIN, VAL = "#0072b2", "#d55e00"  # Okabe and Ito: safe for colour-blind readers
 
 
+@first_only
 def draw_curves(run_dir):
     """plots/curves.png: loss and accuracy of training and validation against the epoch."""
     with (Path(run_dir) / "metrics.csv").open(encoding="utf-8") as file:
@@ -33,6 +36,7 @@ def draw_curves(run_dir):
     save_figure(figure, Path(run_dir) / "plots" / "curves.png")
 
 
+@first_only
 def draw_confusion(confusion, classes, run_dir):
     """plots/confusion.png: `confusion` (K, K) counts, rows true, coloured by the row's shares."""
     shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)

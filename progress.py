@@ -8,9 +8,9 @@ from tqdm import tqdm
 
 class Progress:
     """A bar with epoch, loss, validation accuracy, best and time left; without a terminal a line an
-    epoch, free of control characters."""
+    epoch, free of control characters. `steps` are those of an epoch."""
 
-    def __init__(self, epochs, images, history, shows=True):
+    def __init__(self, epochs, steps, history, shows=True):
         self.shows, self.epochs, self.start, self.done = (
             shows,
             epochs,
@@ -18,7 +18,7 @@ class Progress:
             len(history),
         )
         self.bar = tqdm(
-            total=epochs * images, initial=len(history) * images, unit=" images", unit_scale=True,
+            total=epochs * steps, initial=len(history) * steps,
             disable=None if shows else True, dynamic_ncols=True, file=sys.stderr,
             bar_format="{desc}{percentage:3.0f}% |{bar}| {remaining} left{postfix}",
         )  # fmt: skip
@@ -29,7 +29,7 @@ class Progress:
         for images, labels in batches:
             check()
             yield images, labels
-            self.bar.update(labels.shape[-1])  # of a stack of batches those of one seed
+            self.bar.update()
 
     def report(self, history):
         row, best = history[-1], max(history, key=lambda row: row["val/accuracy"])

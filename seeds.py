@@ -171,7 +171,7 @@ def train_stack(configs, shows=True):
 
             held.enter_context(only_writer(open_run(c, fill)))
         writers = [CheckpointWriter(c["run_dir"], c) for c in configs]
-        progress = Progress(config["epochs"], train_length, means, shows)
+        progress = Progress(config["epochs"], schedule.total // config["epochs"], means, shows)
         held.callback(progress.close)
         for epoch in range(1, config["epochs"] + 1):
             if (parent := multiprocessing.parent_process()) and not parent.is_alive():

@@ -14,16 +14,18 @@ import torch
 from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
+from distributed import first_only, rank, world
+
 
 def open_run(config, fill=lambda folder: None):
     """Create the run folder with config.json and what `fill(folder)` writes; return its path.
 
     It appears complete or not at all, and of two runs that start with one name one wins: the other
     gets ValueError, as where the folder was there before or cannot be written. A run that the
-    config resumes has its folder.
+    config resumes has its folder, and of several processes rank 0 alone makes one.
     """
     folder = Path(config["run_dir"])
-    if config["resume"] != "none":
+    if config["resume"] != "none" or rank() > 0:
         return folder
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
@@ -52,6 +54,9 @@ def only_writer(folder):
 
     The system lets go of it when the process ends, however it ends.
     """
+    if rank() > 0:  # it writes nothing
+        yield
+        return
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
@@ -85,6 +90,7 @@ def describe_process(device):
         "torch": torch.__version__,
         "device": device_name(device),
         "threads": torch.get_num_threads(),
+        "processes": world(),
     }
 
 
@@ -94,6 +100,7 @@ def write_manifest(folder, config, train_set, device):
     write_json(folder / "manifest.json", describe_process(device) | data | {"resumed": []})
 
 
+@first_only
 def note_resumed(folder, config, epoch, device):
     """Add to the manifest that the run goes on, after `epoch` epochs, and by what."""
     write_json(folder / "config.json", config)
@@ -139,11 +146,13 @@ class Tracker:
     """log(metrics, step) to TensorBoard, W&B and metrics.csv under the same `split/metric` names.
 
     `history` holds the rows of the epochs that a resumed run keeps; later ones are dropped from
-    every sink, so that no point is there twice.
+    every sink, so that no point is there twice. Of several processes rank 0 alone writes.
     """
 
     def __init__(self, folder, config, history, wandb_id=None):
-        self.folder = folder
+        self.folder, self.wandb_id = folder, None
+        if rank() > 0:
+            return
         self.metrics_file = folder / "metrics.csv"
         self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=len(history) + 1)
         self.wandb = start_wandb(folder, config, wandb_id)
@@ -152,6 +161,7 @@ class Tracker:
         for row in history:
             self._write_row(row)
 
+    @first_only
     def log(self, metrics, step):
         """`metrics` maps split/metric to a float; `step` is the epoch, from 1.
 
@@ -180,6 +190,7 @@ class Tracker:
         print(f"W&B stopped ({error}); training goes on without it", file=sys.stderr)
         self.wandb = None
 
+    @first_only
     def close(self):
         self.tensorboard.close()
         if self.wandb:

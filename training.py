@@ -12,6 +12,7 @@ from checks import data_shape
 from compiled import make_step
 from config import RESUMABLE, complete_config, defaults, differences, merge
 from dataset import batches, derive_seed
+from distributed import agreement, average_statistics, from_first, own_device, rank, shared_step
 from evaluate import evaluate
 from interruption import stop_requests
 from models import CNN, layer_table
@@ -53,7 +54,8 @@ def train(model, train_set, val_set, config):
         torch.set_num_threads(1)  # two meet more often than they help in matrices this small
     model.to(device, memory_format=torch.channels_last if isinstance(model, CNN) else None)
     optimizer = make_optimizer(model, config)
-    schedule = Schedule(optimizer, math.ceil(len(train_set) / config["batch_size"]), config)
+    sizes = batch_sizes(len(train_set), config["batch_size"])
+    schedule = Schedule(optimizer, len(sizes), config)
     parts = {"model": model, "optimizer": optimizer, "scheduler": schedule}
     resumed = config["resume"] != "none"
     history, wandb_id = restore(parts, config) if resumed else ([], None)
@@ -61,7 +63,7 @@ def train(model, train_set, val_set, config):
         return take_best(model, open_run(config), history)  # a finished run is looked at again
     first = slice(config["batch_size"])
     images, labels = train_set.normalise(train_set.images[first]), train_set.labels[first]
-    plain = plain_step(model, optimizer, config)
+    plain = shared_step(plain_step, model, optimizer, config, len(train_set))
     step = make_step(plain, model, optimizer, images, labels, schedule.total, config)
 
     def state():
@@ -78,20 +80,25 @@ def train(model, train_set, val_set, config):
     print(layer_table(model, train_set.images.shape[1:]))
     print(f"run folder: {folder}", flush=True)
     train_set, val_set = keep_on(device, train_set), keep_on(device, val_set)
-    with only_writer(folder), stop_requests(folder) as check, memory_errors_explained(config):
+    with (
+        only_writer(folder),
+        stop_requests(folder, agreement(device)) as check,
+        memory_errors_explained(config),
+    ):
         if resumed:
             note_resumed(folder, config, len(history), device)
         tracker = Tracker(folder, config, history, wandb_id)
         wandb_id = tracker.wandb_id
-        progress = Progress(config["epochs"], len(train_set), history)
+        progress = Progress(config["epochs"], len(sizes), history)
         writer = CheckpointWriter(folder, config)
         try:
             for epoch in range(len(history) + 1, config["epochs"] + 1):
-                torch.manual_seed(derive_seed(config["seed"], "dropout", epoch))
+                torch.manual_seed(derive_seed(config["seed"], "dropout", epoch) + rank())
                 model.train()
                 dealt = progress.watch(batches(train_set, config, epoch, device), epoch, check)
-                losses, metrics = train_epoch(step, dealt, schedule)
+                losses, metrics = train_epoch(step, dealt, schedule, sizes)
                 check_finite(losses, model, epoch, schedule)
+                average_statistics(model)
                 val = evaluate(model, val_set)
                 metrics["train/lr"] = optimizer.param_groups[0]["lr"]
                 metrics |= {"val/loss": val["loss"], "val/accuracy": val["accuracy"]}
@@ -107,7 +114,8 @@ def train(model, train_set, val_set, config):
 
 def take_best(model, folder, history):
     """Load the weights of the best epoch; return the two lists that `train` returns."""
-    model.load_state_dict(load_checkpoint(folder / "checkpoints" / "best.pt")["model"])
+    best = from_first(load_checkpoint, folder / "checkpoints" / "best.pt")
+    model.load_state_dict(best["model"])
     model.eval()
     return [row["val/accuracy"] for row in history], [row["val/loss"] for row in history]
 
@@ -136,22 +144,29 @@ def not_finite(loss):
     return (~loss.detach().isfinite()).float()
 
 
-def train_epoch(step, batches, schedule):
+def batch_sizes(length, batch_size):
+    """The images of every step of an epoch, over all processes."""
+    return [min(batch_size, length - start) for start in range(0, length, batch_size)]
+
+
+def train_epoch(step, batches, schedule, sizes=None):
     """One pass over `batches`; (losses of the steps, means over its images as metrics).
 
     The images are met as trained: augmented, with dropout. Ends early where a loss is not finite;
     on a GPU, where asking would stall every step, that is seen at the end. A stack of networks has
-    a loss each, and lists as metrics.
+    a loss each, and lists as metrics. `sizes` are the images of every step, where `batches` are
+    shares of them.
     """
-    start, losses, hits, sizes = time.perf_counter(), [], [], []
+    start, losses, hits, own_sizes = time.perf_counter(), [], [], []
     for images, labels in batches:
         schedule.step()
         loss, correct = step(images, labels)
         losses.append(loss)
         hits.append(correct)
-        sizes.append(labels.shape[-1])
+        own_sizes.append(labels.shape[-1])
         if loss.device.type == "cpu" and not math.isfinite(loss.sum()):
             break
+    sizes = (sizes or own_sizes)[: len(losses)]
     losses, hits, count = torch.stack(losses).cpu(), torch.stack(hits).cpu(), sum(sizes)
     weights = torch.tensor(sizes, dtype=torch.float64) / count
     metrics = {
@@ -191,12 +206,12 @@ def memory_errors_explained(config):
 
 
 def choose_device(name):
-    """CUDA when available, then MPS, then CPU, unless `name` says which."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """CUDA when available, then MPS, then CPU, unless `name` says which; of several GPUs each
+    process has its own."""
+    if name == "auto":
+        fallback = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else fallback
+    return own_device(torch.device(name))
 
 
 def uses_bfloat16(config, device):
@@ -213,7 +228,7 @@ def keep_on(device, dataset):
 
 def restore(parts, config):
     """Load the last checkpoint of the run in config["resume"]; return (history, wandb_id)."""
-    state = load_last(config["resume"])
+    state = from_first(load_last, config["resume"])
     changed = differences(merge(defaults, state["config"]), config)
     changed = {key: pair for key, pair in changed.items() if key not in RESUMABLE}
     if changed:

@@ -1,0 +1,218 @@
+"""Several processes against one: real ones, started by torchrun, that talk over gloo."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import DATA
+from test_training import assert_same, comparable
+
+import exercise_1_3
+from checkpoint import load_checkpoint, load_last
+from dataset import load_datasets
+from evaluate import evaluate
+from models import build_model
+
+ROOT = DATA.parent
+DIGITS = {"dataset": "digits", "device": "cpu", "wandb_mode": "disabled", "compile": "off"}
+# 1,295 training images: whatever the batch size, the last batch is odd; augmented, with a schedule
+MLP = exercise_1_3.config | DIGITS | {
+    "model": {"kind": "mlp", "layers": [64, 16, 10]},
+    "val_fraction": 0.0995, "batch_size": 64, "epochs": 3, "lr": 1e-2, "optimizer": "adamw",
+    "schedule": "one_cycle", "shift": 1, "rotate": 10.0, "cutout": 2, "label_smoothing": 0.1,
+}  # fmt: skip
+LONE = MLP | {"batch_size": 1292, "epochs": 4}  # its last batch has 3 images: fewer than 4 ranks
+CNN = exercise_1_3.config | DIGITS | {
+    "model": exercise_1_3.config["model"] | {"layers": [16, 32], "dropout": 0.1},
+    "epochs": 12, "lr": 1e-2, "shift": 1, "schedule": "one_cycle",
+}  # fmt: skip
+FLAGS = """--model.layers 16 32 --model.dropout 0.1 --epochs 12 --lr 1e-2 --shift 1
+    --schedule one_cycle --dataset digits --device cpu --wandb_mode disabled --compile off"""
+CNN_FLAGS = FLAGS.split()
+
+
+def torchrun(script, *flags, processes=2, options=()):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}", *options, str(ROOT / script), *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process, seconds=100):
+    try:
+        return process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+
+
+def ranks_of(agent):
+    """{rank: process id} of the processes that torchrun started."""
+    pids = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+    found = {}
+    for pid in map(int, pids):
+        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        found |= {int(word[5:]): pid for word in words if word.startswith(b"RANK=")}
+    return found
+
+
+def wait_for_epoch(agent, epoch, pattern="runs/*/*/metrics.csv"):
+    """Wait until the run has that many rows of metrics."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end and agent.poll() is None:
+        if any(len(path.read_text().splitlines()) > epoch for path in Path().glob(pattern)):
+            return
+        time.sleep(0.01)
+    pytest.fail(f"epoch {epoch} was not reached: {finish(agent, 1)}")
+
+
+def run_together(folder, runs, processes, monkeypatch):
+    monkeypatch.chdir(folder)
+    Path("runs.json").write_text(json.dumps(runs))
+    options = ["--log-dir", "logs", "--redirects", "3"]
+    agent = torchrun("tests/together.py", processes=processes, options=options)
+    complaint = finish(agent)[1]
+    logs = {
+        (rank, stream): next(Path("logs").glob(f"*/attempt_0/{rank}/{stream}.log")).read_text()
+        for rank in range(processes)
+        for stream in ("stdout", "stderr")
+    }
+    assert agent.returncode == 0, complaint + str(logs)
+    seen = [torch.load(f"rank_{rank}.pt") for rank in range(processes)]
+    return {"folder": folder, "seen": seen, "logs": logs}
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """The runs of one launch of two processes, and of one that was told to stop before it."""
+    folder = tmp_path_factory.mktemp("together")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        agent = torchrun("exercise_1_3.py", *CNN_FLAGS)
+        wait_for_epoch(agent, 3)
+        pids = ranks_of(agent)
+        agent.send_signal(signal.SIGTERM)
+        stopped = finish(agent, 60)
+        (stopped_run,) = Path("runs/exercise_1_3").iterdir()
+        epoch = load_last(stopped_run)["epoch"]
+        resumed = CNN | {"resume": str(stopped_run)}
+        runs = [MLP | {"run_dir": "mlp"}, LONE | {"run_dir": "lone"}, CNN | {"run_dir": "cnn"}]
+        launch = run_together(folder, [*runs, resumed], 2, patch)
+    return launch | {"stopped": stopped, "epoch": epoch, "run": folder / stopped_run, "pids": pids}
+
+
+def assert_equal_curves(folder, config):
+    one = exercise_1_3.main(config | {"run_dir": "one"})
+    for row, expected in zip(
+        load_last(folder)["history"], load_last("one")["history"], strict=True
+    ):
+        for key in ("train/loss", "val/loss"):
+            assert row[key] == pytest.approx(expected[key], abs=1e-6)
+        for key in ("train/accuracy", "val/accuracy", "train/lr"):
+            assert row[key] == expected[key]
+    return one
+
+
+@pytest.mark.parametrize(("name", "config"), [("mlp", MLP), ("lone", LONE)])
+def test_two_processes_learn_what_one_does(together, name, config):
+    one = assert_equal_curves(together["folder"] / name, config)
+    for seen in together["seen"]:
+        test = seen["test"][["mlp", "lone"].index(name)]
+        assert test["confusion"].tolist() == one["test"]["confusion"].tolist()
+
+
+def assert_exact_evaluation(launch):
+    best = load_checkpoint(launch["folder"] / "mlp" / "checkpoints" / "best.pt")
+    model = build_model(MLP)
+    model.load_state_dict(best["model"])
+    test_set = load_datasets(MLP)[2]
+    assert len(test_set) == 359
+    alone = evaluate(model, test_set)
+    for seen in launch["seen"]:
+        assert seen["exact"]["confusion"].tolist() == alone["confusion"].tolist()
+        assert seen["exact"]["accuracy"] == alone["accuracy"]
+        assert seen["exact"]["loss"] == pytest.approx(alone["loss"], rel=1e-6)
+
+
+def test_evaluation_by_two_covers_every_image_once(together):
+    assert_exact_evaluation(together)
+
+
+def test_with_batchnorm_and_dropout_the_accuracy_is_that_of_one_process_within_five_points(
+    together,
+):
+    one = exercise_1_3.main(CNN | {"run_dir": "one"})
+    assert one["test"]["accuracy"] > 0.9
+    assert abs(together["seen"][0]["test"][2]["accuracy"] - one["test"]["accuracy"]) < 0.05
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_it_reaches_the_weights(together):
+    for seen in together["seen"]:
+        assert "the loss is nan in epoch 2, step 7" in seen["fate"]
+        for left, expected in zip(seen["left"], together["seen"][-1]["reached"], strict=True):
+            assert torch.equal(left, expected)
+
+
+def test_only_the_first_rank_prints_and_writes(together):
+    first, second = together["seen"]
+    assert any(path.endswith("results.json") or "results" in path for path in first["written"])
+    assert second["written"] == []
+    assert together["logs"][0, "stdout"].count("run folder: ") == 5
+    assert together["logs"][1, "stdout"] == together["logs"][1, "stderr"] == ""
+
+
+def test_a_signal_stops_both_ranks_at_once_and_the_run_goes_on_bit_for_bit(together):
+    _, complaint = together["stopped"]
+    assert complaint.count("stopping at the next batch") == 1
+    assert complaint.count("stopped; go on with: ") == 1
+    assert sorted(together["pids"]) == [0, 1]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in together["pids"].values())
+    assert 3 <= together["epoch"] < CNN["epochs"]
+    straight = load_last(together["folder"] / "cnn")
+    assert_same(comparable(load_last(together["run"])), comparable(straight))
+
+
+def test_a_rank_that_is_killed_ends_the_run_and_torchrun_resumes_it_bit_for_bit(together):
+    agent = torchrun("exercise_1_3.py", *CNN_FLAGS, options=["--max-restarts=1"])
+    wait_for_epoch(agent, 3)
+    before = ranks_of(agent)
+    start = time.monotonic()
+    os.kill(before[1], signal.SIGKILL)
+    while Path(f"/proc/{before[0]}").exists():
+        assert time.monotonic() < start + 60
+        time.sleep(0.05)
+    finish(agent)
+    assert agent.returncode == 0
+    (folder,) = [path for path in Path("runs/exercise_1_3").iterdir() if path.is_dir()]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert [3 <= part["after_epoch"] < 12 for part in manifest["resumed"]] == [True]
+    assert manifest["processes"] == 2
+    straight = load_last(together["folder"] / "cnn")
+    assert_same(comparable(load_last(folder)), comparable(straight))
+
+
+def test_a_batch_size_that_the_processes_do_not_divide_is_refused_once():
+    agent = torchrun("exercise_1_3.py", *CNN_FLAGS, "--batch_size", "63")
+    out, complaint = finish(agent)
+    assert complaint.count("error: ") == complaint.count("error: batch_size 63") == 1
+    assert "--batch_size 64" in complaint
+    assert "exitcode  : 2" in complaint
+    assert out == ""
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.slow
+def test_four_processes_learn_and_evaluate_what_one_does(tmp_path, monkeypatch):
+    runs = [MLP | {"run_dir": "mlp"}, LONE | {"run_dir": "lone"}]
+    launch = run_together(tmp_path, runs, 4, monkeypatch)
+    assert_equal_curves(tmp_path / "mlp", MLP)
+    Path("one").rename("one_mlp")
+    assert_equal_curves(tmp_path / "lone", LONE)
+    assert_exact_evaluation(launch)

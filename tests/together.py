@@ -1,0 +1,63 @@
+"""What torchrun starts in test_distributed.py: several runs in one launch, and what each rank saw.
+
+Reads runs.json, a list of configs; writes rank_<n>.pt: the test results of every run, what was
+opened for writing below this folder, and the fate of a run whose images are NaN on one rank alone.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+import exercise_1_3
+import training
+from checkpoint import load_checkpoint
+from dataset import batches, load_datasets
+from distributed import joined, rank, world
+from evaluate import evaluate
+from models import build_model
+
+written = []
+
+
+def note_writing(event, arguments):
+    opened = event == "open" and isinstance(arguments[0], str)
+    if (opened and set(str(arguments[1])) & set("wax+")) or event in ("os.mkdir", "os.rename"):
+        written.append(os.path.abspath(arguments[0]))  # noqa: PTH100
+
+
+def poisoned(train_set, config, epoch, device):
+    for count, (images, labels) in enumerate(batches(train_set, config, epoch, device)):
+        if (rank(), epoch, count) == (world() - 1, 2, 6):
+            reached.extend(parameter.detach().clone() for parameter in model.parameters())
+            images = images * float("nan")
+        yield images, labels
+
+
+sys.addaudithook(note_writing)
+configs = json.loads(Path("runs.json").read_text())
+with joined(torch.device("cpu")):
+    results = [exercise_1_3.main(config) for config in configs]
+    scratch = configs[0] | {"run_dir": "poisoned", "epochs": 3}
+    train_set, val_set, test_set = load_datasets(scratch)
+    best = load_checkpoint(Path(configs[0]["run_dir"]) / "checkpoints" / "best.pt")
+    model = build_model(scratch)
+    model.load_state_dict(best["model"])
+    exact = evaluate(model, test_set, batch_size=50)
+    training.batches, reached = poisoned, []
+    try:
+        training.train(model, train_set, val_set, scratch)
+        fate = "trained on"
+    except ValueError as error:
+        fate = str(error)
+    seen = {
+        "test": [result["test"] for result in results],
+        "exact": exact,
+        "fate": fate,
+        "reached": reached,
+        "left": [parameter.detach() for parameter in model.parameters()],
+        "written": [path for path in written if path.startswith(str(Path.cwd()))],
+    }
+    torch.save(seen, f"rank_{rank()}.pt")
