@@ -39,17 +39,18 @@ def experiment(function):
 def name_run(config, name):
     """A complete config with the run folder named: after a restart by torchrun (--max-restarts) the
     one of the first attempt, resumed where it got that far."""
+    config = defaults | config
     launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     launch = os.getppid() if launch == "none" else launch.replace("/", "_")
     note = Path("runs") / name / f".torchrun-{launch}"
+    named = config["run_dir"] != "auto"
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and config["resume"] == "none":
-        folder = config["run_dir"]
-        if folder == "auto" and note.is_file():
-            folder = note.read_text(encoding="utf-8")
+        noted = note.is_file() and not named
+        folder = note.read_text(encoding="utf-8") if noted else config["run_dir"]
         started = (Path(folder) / "config.json").is_file()
-        config = config | {"run_dir": folder, "resume": folder if started else "none"}
+        config |= {"run_dir": folder, "resume": folder if started else "none"}
     config = complete_config(config, name)
-    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and not named:
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(config["run_dir"], encoding="utf-8")
     return config

@@ -49,5 +49,6 @@ def stop_requests(folder, agree=lambda signum, final: signum):
         yield check
         check(final=True)  # one that came after the last batch
     finally:
-        for signum, handler in before.items():
+        # of several processes those that stop do not listen again: a second Ctrl-C is on its way
+        for signum, handler in before.items() if world() == 1 or not received else ():
             signal.signal(signum, handler)

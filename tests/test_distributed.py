@@ -15,11 +15,13 @@ from test_training import assert_same, comparable
 
 import exercise_1_3
 from checkpoint import load_checkpoint, load_last
+from compiled import choose_compiled
 from dataset import load_datasets
 from evaluate import evaluate
 from models import build_model
 
 ROOT = DATA.parent
+pytestmark = pytest.mark.timeout(300)  # seconds: a launch takes ten on an idle machine
 DIGITS = {"dataset": "digits", "device": "cpu", "wandb_mode": "disabled", "compile": "off"}
 # 1,295 training images: whatever the batch size, the last batch is odd; augmented, with a schedule
 MLP = exercise_1_3.config | DIGITS | {
@@ -188,8 +190,8 @@ def test_a_rank_that_is_killed_ends_the_run_and_torchrun_resumes_it_bit_for_bit(
     while Path(f"/proc/{before[0]}").exists():
         assert time.monotonic() < start + 60
         time.sleep(0.05)
-    finish(agent)
-    assert agent.returncode == 0
+    _, complaint = finish(agent)
+    assert agent.returncode == 0, complaint
     (folder,) = [path for path in Path("runs/exercise_1_3").iterdir() if path.is_dir()]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert [3 <= part["after_epoch"] < 12 for part in manifest["resumed"]] == [True]
@@ -206,6 +208,15 @@ def test_a_batch_size_that_the_processes_do_not_divide_is_refused_once():
     assert "exitcode  : 2" in complaint
     assert out == ""
     assert not list(Path().iterdir())
+
+
+def test_several_processes_take_the_plain_step_and_say_so(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    asked = [MLP | {"compile": "on"}, MLP | {"compile": "auto"}]
+    for config, steps in zip(asked, (1, 50_000), strict=True):
+        assert not choose_compiled(config, build_model(MLP), torch.device("cpu"), steps)
+        said = capsys.readouterr().err
+        assert said == "the plain step is taken: 2 processes train together\n"
 
 
 @pytest.mark.slow
