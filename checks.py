@@ -32,6 +32,7 @@ MODEL_KEYS = {
         "layers", "image_size", "in_channels", "num_classes", "kernel_size", "stride", "padding",
         "dropout", "residual", "min_map",
     },
+    "resnet18": {"num_classes", "pretrained"},
 }  # fmt: skip
 
 
@@ -109,7 +110,7 @@ def _check_model_keys(model):
     if unknown := model.keys() - MODEL_KEYS[kind] - {"kind"}:
         known = ", ".join(sorted(MODEL_KEYS[kind]))
         raise ValueError(f"model.{min(unknown)} is no setting of a {kind}; known: {known}")
-    for layer in model["layers"] or [0]:
+    for layer in model["layers"] or [0] if "layers" in MODEL_KEYS[kind] else []:
         size = layer.get("channels", 0) if isinstance(layer, dict) else layer
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"model.layers must hold positive sizes, got {model['layers']}")
@@ -146,6 +147,8 @@ def fit_model(config):
     MLP are checked against it; ends that were written for another known data set follow this one.
     """
     model = copy.deepcopy(config["model"])
+    if model["kind"] == "resnet18":
+        return {"num_classes": data_shape(config)[1]} | model
     if model["kind"] == "cnn":
         if not {"image_size", "in_channels", "num_classes"} <= model.keys():
             (channels, size, _), num_classes = data_shape(config)

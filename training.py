@@ -14,9 +14,9 @@ from config import RESUMABLE, complete_config, defaults, differences, merge
 from dataset import batches, derive_seed
 from evaluate import evaluate
 from interruption import stop_requests
-from models import CNN, layer_table
+from models import CNN
 from optimisation import Schedule, make_optimizer
-from progress import Progress
+from progress import Progress, layer_table
 from tracking import (
     Tracker,
     device_name,
