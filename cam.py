@@ -3,7 +3,6 @@
 Axis letters: N images, C channels, H x W pixels, K classes, h x w the cells of the last map.
 """
 
-import html
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from dataset import make_generator
+from gallery import write_gallery
 from models import fold_norms
 from tracking import write_json
 
@@ -164,7 +164,7 @@ def cam(model, dataset, config):
         )
     worst = max(row["completeness_error"] for row in rows)
     write_json(folder / "manifest.json", {"worst_completeness_error": worst, "images": rows})
-    write_page(folder / "index.html", rows)
+    write_gallery(folder, rows, "Class activation maps", dataset.classes)
     print(f"{len(rows)} maps in {folder}; worst |mean + bias - logit| {worst:.1e} of the logit")
     return rows
 
@@ -207,27 +207,3 @@ def activate(model, dataset, indices, classes=None, batch_size=None):
 def folder_name(class_name):
     """A class name as one folder: no separators or dots, at most 80 characters."""
     return re.sub(r"[^\w\- ]", "_", class_name).strip()[:80] or "_"
-
-
-def write_page(path, rows):
-    """A page that shows all pictures, without script or network."""
-    figures = [
-        f'<figure><a href="{html.escape(row["path"])}"><img loading="lazy" '
-        f'src="{html.escape(row["path"])}" alt="{html.escape(row["true"])}, image {row["index"]}">'
-        f"</a><figcaption>{row['index']}: {html.escape(row['true'])}, predicted "
-        f"{html.escape(row['predicted'])}, {row['confidence']:.3f}</figcaption></figure>"
-        for row in rows
-    ]
-    style = (
-        "body{font:16px sans-serif;margin:1.5rem;color:#222}figure{display:inline-block;"
-        "margin:.5rem;width:min(32rem,100%)}img{width:100%}"
-    )
-    path.write_text(
-        "<!doctype html>\n<html lang=en><meta charset=utf-8>"
-        '<meta name=viewport content="width=device-width"><title>Class activation maps</title>'
-        f"<style>{style}</style><h1>Class activation maps</h1>"
-        "<p>Red speaks for the class, blue against it; one colour scale for all.</p>\n"
-        + "\n".join(figures)
-        + "\n</html>\n",
-        encoding="utf-8",
-    )
