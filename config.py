@@ -18,6 +18,7 @@ defaults = {
     "val_fraction": 0.1,  # share of the training images held out; the split is fixed by the seed
     "image_size": 0,  # pixels a side; larger images are shrunk to it, 0 takes them as they are
     "resize": "squash",  # or "crop" or "pad": what happens to images that are not square
+    "hold_out_boxed": False,  # imagenette: train without the 366 images whose objects are boxed
     "on_bad_image": "error",  # or "skip": pictures that cannot be read are left out and named
     # augmentation of the training images
     "shift": 0,  # up to so many pixels in both directions
@@ -57,6 +58,7 @@ RESUMABLE = {
     "preset",
     "compile",
     "device",
+    "cam",
 }
 
 

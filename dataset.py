@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from boxes import load_boxes
 from config import defaults
 from images import load_digits, load_folder, load_imagenette, load_mnist
 
@@ -77,6 +78,9 @@ def load_datasets(config):
             f"{held_out} for validation and {len(whole) - held_out} for training; each needs one"
         )
     order = torch.randperm(len(whole), generator=make_generator(config["seed"], "split"))
+    if config["hold_out_boxed"]:
+        boxed = torch.tensor(sorted(load_boxes(config["data_dir"], "train")))
+        order = order[~torch.isin(order, boxed)]
     val_indices, train_indices = order[:held_out].sort()[0], order[held_out:].sort()[0]
     sets = whole.subset(train_indices), whole.subset(val_indices), test_set
     print(describe(*sets))

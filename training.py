@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from checkpoint import CheckpointWriter, load_checkpoint, load_last, save_checkpoint
 from checks import data_shape
 from compiled import make_step
-from config import RESUMABLE, complete_config, defaults, differences, merge
+from config import RESUMABLE, complete_config, differences, flatten
 from dataset import batches, derive_seed
 from evaluate import evaluate
 from interruption import stop_requests
@@ -214,8 +214,13 @@ def keep_on(device, dataset):
 def restore(parts, config):
     """Load the last checkpoint of the run in config["resume"]; return (history, wandb_id)."""
     state = load_last(config["resume"])
-    changed = differences(merge(defaults, state["config"]), config)
-    changed = {key: pair for key, pair in changed.items() if key not in RESUMABLE}
+    changed = differences(state["config"], config)
+    started_with = flatten(state["config"])  # a key that came later has its default
+    changed = {
+        key: pair
+        for key, pair in changed.items()
+        if key in started_with and key.split(".")[0] not in RESUMABLE
+    }
     if changed:
         listed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
         raise ValueError(
