@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -63,6 +64,10 @@ def run_seeds(function, name, config):
         runs = [run(function, name, going_on(single)) for single in singles]
     except Stopped as stop:
         raise Stopped(stop.signum, folder) from None
+    except (ValueError, OSError):
+        if config["resume"] == "none" and not any(folder.glob("seed_*")):
+            shutil.rmtree(folder, ignore_errors=True)  # it ended before any training began
+        raise
     pick = {
         f"{split}_{metric}": [r[split][metric] for r in runs]
         for split in ("val", "test")
