@@ -79,22 +79,23 @@ def content_of(folder):
 
 def soak(folder, minutes, epochs, draw, counts):
     """Add to `counts` what is survived in `minutes`; the last run is then left to end by itself."""
-    end, straight = time.monotonic() + 60 * minutes, None
+    start, straight = time.monotonic(), folder / "straight"
+    run_until(straight, epochs, None)
+    longest = (time.monotonic() - start) / 4  # from the imports into the first few epochs
+    print(f"uninterrupted: {4 * longest:.0f} s; kills come within {longest:.0f} s", flush=True)
+    end = time.monotonic() + 60 * minutes
     while time.monotonic() < end:
         run, epoch, killed = folder / f"run{counts['runs']}", 0, True
         while killed:
             resumed = (run / "config.json").is_file()
             late = time.monotonic() > end
-            killed, _ = run_until(run, epochs, None if late else draw.uniform(0.5, 14.0))
+            killed, _ = run_until(run, epochs, None if late else draw.uniform(0, longest))
             before, (epoch, read) = epoch, verify(run, epoch)
             counts["kills"] += killed
             counts["resumes"] += resumed
             counts["checkpoints"] += read
             counts["epochs"] += epoch - before
             print(f"{'killed' if killed else 'finished'} at epoch {epoch}", flush=True)
-        if straight is None:
-            straight = folder / "straight"
-            run_until(straight, epochs, None)
         if content_of(run) != content_of(straight):
             raise AssertionError(f"{run} differs from {straight}, which was not interrupted")
         counts["runs"] += 1

@@ -16,7 +16,7 @@ import checkpoint
 import exercise_1_1
 import exercise_2_3
 import training
-from checkpoint import load_checkpoint, load_last, load_model, save_checkpoint
+from checkpoint import CheckpointWriter, load_checkpoint, load_last, load_model, save_checkpoint
 from config import parse_config
 from dataset import load_datasets
 from experiment import exit_cleanly
@@ -119,6 +119,21 @@ def test_a_disk_that_fills_up_after_the_training_is_one_line_too(
         exercise_1_1.main(digits_config | {"resume": str(folder)})
     assert json.loads((folder / "results.json").read_text())["epochs"] == 1
     assert scalars(folder) == expected_scalars(folder)
+
+
+def test_last_never_speaks_of_a_best_that_could_not_be_written(digits_config, capsys):
+    run(digits_config | {"run_dir": "whole"})
+    writer = CheckpointWriter(".", digits_config | {"epochs": 9})
+    obstacle = Path("checkpoints", "best.pt")
+    obstacle.mkdir(parents=True)
+    state = state_of("whole")
+    writer.save(state)
+    assert "best.pt of epoch 1 could not be written" in capsys.readouterr().err
+    assert not Path("checkpoints", "last.pt").exists()
+    obstacle.rmdir()
+    writer.save(state | {"history": state["history"] * 2})  # not better, and still best is written
+    assert load_checkpoint(obstacle)["epoch"] == 1
+    assert load_checkpoint("checkpoints/last.pt")["epoch"] == 2
 
 
 @pytest.mark.parametrize("damage", ["empty", "first byte", "half", "all but a byte", "flips"])
