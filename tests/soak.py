@@ -33,21 +33,24 @@ def command_of(folder, epochs):
     return [*start, "--epochs", str(epochs), "--run_dir", str(folder)]
 
 
-def run_until(folder, epochs, seconds):
-    """Run for `seconds`, then kill; (whether it was killed, its exit code)."""
-    with (folder.parent / "output").open("w+") as output:
+def run_until(folder, epochs, moment=None):
+    """Run to the end, or kill after `moment` = (text to be printed first, seconds from then on);
+    (whether it was killed, its exit code)."""
+    path = folder.parent / "output"
+    with path.open("w") as output:
         process = subprocess.Popen(command_of(folder, epochs), stdout=output, stderr=output)
-        try:
-            code = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            return True, process.wait()
-        finally:
-            process.kill()  # where the soak itself is stopped
-        output.seek(0)
-        if code:
-            raise AssertionError(f"exit code {code}: {output.read()[-2000:]}")
-        return False, code
+    try:
+        while moment and process.poll() is None and moment[0] not in path.read_text():
+            time.sleep(0.01)
+        code = process.wait(moment and moment[1])
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        return True, process.wait()
+    finally:
+        process.kill()  # where the soak itself is stopped
+    if code:
+        raise AssertionError(f"exit code {code}: {path.read_text()[-2000:]}")
+    return False, code
 
 
 def verify(folder, epoch):
@@ -80,16 +83,17 @@ def content_of(folder):
 def soak(folder, minutes, epochs, draw, counts):
     """Add to `counts` what is survived in `minutes`; the last run is then left to end by itself."""
     start, straight = time.monotonic(), folder / "straight"
-    run_until(straight, epochs, None)
-    longest = (time.monotonic() - start) / 4  # from the imports into the first few epochs
+    run_until(straight, epochs)
+    longest = (time.monotonic() - start) / 8
     print(f"uninterrupted: {4 * longest:.0f} s; kills come within {longest:.0f} s", flush=True)
     end = time.monotonic() + 60 * minutes
     while time.monotonic() < end:
         run, epoch, killed = folder / f"run{counts['runs']}", 0, True
         while killed:
             resumed = (run / "config.json").is_file()
-            late = time.monotonic() > end
-            killed, _ = run_until(run, epochs, None if late else draw.uniform(0, longest))
+            began = draw.choice(["", "run folder:", "run folder:", "run folder:"])
+            moment = began, draw.uniform(0, longest)  # from the command, or from the training on
+            killed, _ = run_until(run, epochs, None if time.monotonic() > end else moment)
             before, (epoch, read) = epoch, verify(run, epoch)
             counts["kills"] += killed
             counts["resumes"] += resumed
