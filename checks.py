@@ -5,6 +5,7 @@ import copy
 import difflib
 import json
 import math
+import re
 from pathlib import Path
 
 # (channels, height, width), number of classes
@@ -175,6 +176,12 @@ def fit_model(config):
     return model
 
 
+def first_line(error):
+    """What an allocator says, on one line of at most 120 letters."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return re.sub(r"^\[enforce fail.*?\] .*?\. ", "", lines[0])[:120]
+
+
 def _check_device(device):
     if device in ("auto", "cpu"):
         return
@@ -214,7 +221,7 @@ def _check_resumable(folder, seeds):
             f"--resume {folder} and --seeds {seeds} do not go together: that run was started with "
             f"{f'--seeds {started}' if started else 'one seed'}"
         )
-    checkpoints = [folder / "checkpoints" / name for name in ("last.pt", "previous.pt")]
+    checkpoints = [folder / "checkpoints" / name for name in ("last.pt", "previous.pt", "best.pt")]
     if not seeds and not any(path.is_file() for path in checkpoints):
         raise FileNotFoundError(
             f"--resume {folder}: no checkpoint in {folder / 'checkpoints'}; start the run afresh "

@@ -1,6 +1,11 @@
 """What every exercise has around it: one run a seed, results.json, errors in one line."""
 
+import contextlib
 import functools
+import os
+import shlex
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -33,9 +38,10 @@ def experiment(function):
 def run(function, name, config):
     """Run the exercise once; print, write and return its results."""
     start = time.perf_counter()
-    results = {"exercise": name, "config": config, **function(config)}
-    results |= {"seconds": time.perf_counter() - start, "run_dir": config["run_dir"]}
-    write_json(Path(config["run_dir"]) / "results.json", results)
+    with disk_errors_explained(config["run_dir"]):
+        results = {"exercise": name, "config": config, **function(config)}
+        results |= {"seconds": time.perf_counter() - start, "run_dir": config["run_dir"]}
+        write_json(Path(config["run_dir"]) / "results.json", results)
     print(result_lines(results), flush=True)
     return results
 
@@ -58,6 +64,10 @@ def run_seeds(function, name, config):
         runs = [run(function, name, going_on(single)) for single in singles]
     except Stopped as stop:
         raise Stopped(stop.signum, folder) from None
+    except (ValueError, OSError):
+        if config["resume"] == "none" and not any(folder.glob("seed_*")):
+            shutil.rmtree(folder, ignore_errors=True)  # it ended before any training began
+        raise
     pick = {
         f"{split}_{metric}": [r[split][metric] for r in runs]
         for split in ("val", "test")
@@ -73,13 +83,30 @@ def run_seeds(function, name, config):
         "seconds": time.perf_counter() - start,
         "run_dir": config["run_dir"],
     }
-    write_json(folder / "results.json", results)
+    with disk_errors_explained(folder):
+        write_json(folder / "results.json", results)
     mean, std = results["mean"], results["std"]
     print(
         f"{len(runs)} seeds: test accuracy {mean['test_accuracy']:.4f} +- "
         f"{std['test_accuracy']:.4f}, test loss {mean['test_loss']:.4f} +- {std['test_loss']:.4f}"
     )
     return results
+
+
+@contextlib.contextmanager
+def disk_errors_explained(folder):
+    """Turn what the system says of a file, as on a full disk, into one line with the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # one of ours, which says it all
+            raise
+        what = error.filename or "a file"
+        once = f"; once that is mended, --resume {folder} repeats what is missing"
+        raise ValueError(
+            f"{what} cannot be read or written: {error.strerror}"
+            f"{once if (Path(folder) / 'config.json').is_file() else ''}"
+        ) from None
 
 
 def going_on(config):
@@ -124,11 +151,19 @@ def exit_cleanly(main):
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         except Stopped as stop:
-            script = Path(sys.argv[0]).name
-            print(f"stopped; go on with: python {script} --resume {stop.folder}", file=sys.stderr)
+            print(f"stopped; go on with: {resume_command(stop.folder)}", file=sys.stderr)
             raise SystemExit(128 + stop.signum) from None
         except KeyboardInterrupt:
             print("stopped; where a run folder was printed, --resume goes on", file=sys.stderr)
             raise SystemExit(130) from None
 
     return wrapped
+
+
+def resume_command(folder):
+    """What to type, here, to go on with the run in `folder`."""
+    python = Path(sys.executable)
+    with contextlib.suppress(ValueError):
+        python = python.relative_to(Path.cwd())
+    words = [str(python), sys.argv[0], "--resume", str(folder)]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

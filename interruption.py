@@ -36,10 +36,13 @@ def stop_requests(folder):
     if threading.current_thread() is not threading.main_thread():
         yield check
         return
-    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: handler for s, handler in before.items() if handler != signal.SIG_IGN}
+    for signum in before:  # one that is ignored, as in a job of the background, stays so
+        signal.signal(signum, note)
     try:
         yield check
         check()  # one that came after the last batch
     finally:
         for signum, handler in before.items():
-            signal.signal(signum, handler)
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)

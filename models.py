@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from checks import fit_model
+from checks import first_line, fit_model
 from config import defaults
 
 
@@ -233,7 +233,7 @@ def build_model(config):
         except (RuntimeError, MemoryError, OverflowError) as error:  # the allocator's
             raise ValueError(
                 f"model.layers {config['model']['layers']}: a network of this size does not fit in "
-                f"the memory ({str(error).splitlines()[0][:80]}): lower --model.layers"
+                f"the memory ({first_line(error)}): lower --model.layers"
             ) from None
 
 

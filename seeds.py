@@ -31,6 +31,7 @@ from training import (
     check_finite,
     choose_device,
     keep_on,
+    memory_errors_explained,
     not_finite,
     threads_restored,
     train_epoch,
@@ -161,6 +162,7 @@ def train_stack(configs, shows=True):
         }
 
     with ExitStack() as held:
+        held.enter_context(memory_errors_explained(config))
         check = held.enter_context(stop_requests(Path(config["run_dir"]).parent))
         for position, (c, train_set) in enumerate(zip(configs, train_sets, strict=True)):
 

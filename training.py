@@ -3,12 +3,20 @@
 import contextlib
 import math
 import time
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
-from checkpoint import CheckpointWriter, load_checkpoint, load_last, save_checkpoint
-from checks import data_shape
+from checkpoint import (
+    CheckpointWriter,
+    load_checkpoint,
+    load_last,
+    load_weights,
+    mend_best,
+    save_checkpoint,
+)
+from checks import data_shape, first_line
 from compiled import make_step
 from config import RESUMABLE, complete_config, differences, flatten
 from dataset import batches, derive_seed
@@ -24,6 +32,7 @@ from tracking import (
     only_writer,
     open_run,
     write_manifest,
+    write_metrics,
 )
 
 
@@ -48,6 +57,14 @@ def train(model, train_set, val_set, config):
     loss stops being finite, and where a batch does not fit in the memory.
     """
     config = complete_config(config)
+    with contextlib.ExitStack() as held, memory_errors_explained(config):
+        if config["resume"] != "none":  # from here on: nothing that is read changes any more
+            held.enter_context(only_writer(Path(config["resume"])))
+        return train_held(model, train_set, val_set, config, held)
+
+
+def train_held(model, train_set, val_set, config, held):
+    """`train` with a checked config; the run folder is entered into the ExitStack `held`."""
     device = choose_device(config["device"])
     if device.type == "cpu" and not isinstance(model, CNN):
         torch.set_num_threads(1)  # two meet more often than they help in matrices this small
@@ -57,8 +74,10 @@ def train(model, train_set, val_set, config):
     parts = {"model": model, "optimizer": optimizer, "scheduler": schedule}
     resumed = config["resume"] != "none"
     history, wandb_id = restore(parts, config) if resumed else ([], None)
-    if len(history) >= config["epochs"]:
-        return take_best(model, open_run(config), history)  # a finished run is looked at again
+    if len(history) >= config["epochs"]:  # a finished run is looked at again
+        folder = open_run(config)
+        write_metrics(folder, history)
+        return take_best(model, folder, history)
     first = slice(config["batch_size"])
     images, labels = train_set.normalise(train_set.images[first]), train_set.labels[first]
     plain = plain_step(model, optimizer, config)
@@ -73,35 +92,35 @@ def train(model, train_set, val_set, config):
         start = state() | {"epoch": 0, "config": config}
         save_checkpoint(folder / "checkpoints" / "last.pt", start)
 
+    table = layer_table(model, train_set.images.shape[1:])
     folder = open_run(config, fill)
-    print(f"device: {device_name(device)}, threads: {torch.get_num_threads()}")
-    print(layer_table(model, train_set.images.shape[1:]))
+    if not resumed:
+        held.enter_context(only_writer(folder))
+    check = held.enter_context(stop_requests(folder))
+    print(f"device: {device_name(device)}, threads: {torch.get_num_threads()}\n{table}")
     print(f"run folder: {folder}", flush=True)
     train_set, val_set = keep_on(device, train_set), keep_on(device, val_set)
-    with only_writer(folder), stop_requests(folder) as check, memory_errors_explained(config):
-        if resumed:
-            note_resumed(folder, config, len(history), device)
-        tracker = Tracker(folder, config, history, wandb_id)
-        wandb_id = tracker.wandb_id
-        progress = Progress(config["epochs"], len(train_set), history)
-        writer = CheckpointWriter(folder, config)
-        try:
-            for epoch in range(len(history) + 1, config["epochs"] + 1):
-                torch.manual_seed(derive_seed(config["seed"], "dropout", epoch))
-                model.train()
-                dealt = progress.watch(batches(train_set, config, epoch, device), epoch, check)
-                losses, metrics = train_epoch(step, dealt, schedule)
-                check_finite(losses, model, epoch, schedule)
-                val = evaluate(model, val_set)
-                metrics["train/lr"] = optimizer.param_groups[0]["lr"]
-                metrics |= {"val/loss": val["loss"], "val/accuracy": val["accuracy"]}
-                history.append({"epoch": epoch} | metrics)
-                tracker.log(metrics, epoch)
-                progress.report(history)
-                writer.save(state())
-        finally:
-            progress.close()
-            tracker.close()
+    if resumed:
+        note_resumed(folder, config, len(history), device)
+    tracker = Tracker(folder, config, history, wandb_id)
+    held.callback(tracker.close)
+    wandb_id = tracker.wandb_id
+    progress = Progress(config["epochs"], len(train_set), history)
+    held.callback(progress.close)
+    writer = CheckpointWriter(folder, config)
+    for epoch in range(len(history) + 1, config["epochs"] + 1):
+        torch.manual_seed(derive_seed(config["seed"], "dropout", epoch))
+        model.train()
+        dealt = progress.watch(batches(train_set, config, epoch, device), epoch, check)
+        losses, metrics = train_epoch(step, dealt, schedule)
+        check_finite(losses, model, epoch, schedule)
+        val = evaluate(model, val_set)
+        metrics["train/lr"] = optimizer.param_groups[0]["lr"]
+        metrics |= {"val/loss": val["loss"], "val/accuracy": val["accuracy"]}
+        history.append({"epoch": epoch} | metrics)
+        tracker.log(metrics, epoch)
+        progress.report(history)
+        writer.save(state())
     return take_best(model, folder, history)
 
 
@@ -181,12 +200,14 @@ def memory_errors_explained(config):
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        text = str(error).lower()
+        missing = any(words in text for words in ("out of memory", "allocate", "enough memory"))
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not missing:
             raise
         shape = " x ".join(map(str, data_shape(config)[0]))
         raise ValueError(
             f"batch_size {config['batch_size']} of images of {shape} does not fit in the memory "
-            f"({str(error).splitlines()[0][:120]}): lower --batch_size or --image_size"
+            f"({first_line(error)}): lower --batch_size or --image_size, or the network's layers"
         ) from None
 
 
@@ -228,6 +249,7 @@ def restore(parts, config):
             f"resume with the same, or start a new run"
         )
     for name, part in parts.items():
-        part.load_state_dict(state[name])
+        load_weights(part, state[name], config["resume"])
+    mend_best(config["resume"], state["history"])
     config["compile"] = state["config"]["compile"]  # the bits of the run depend on it
     return state["history"], state["wandb_id"]
