@@ -14,6 +14,8 @@ import torch
 from filelock import FileLock, Timeout
 from torch.utils.tensorboard import SummaryWriter
 
+from wandb_sink import WandbSink
+
 
 def open_run(config, fill=lambda folder: None):
     """Create the run folder with config.json and what `fill(folder)` writes; return its path.
@@ -146,8 +148,8 @@ class Tracker:
         self.folder = folder
         self.metrics_file = folder / "metrics.csv"
         self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=len(history) + 1)
-        self.wandb = start_wandb(folder, config, wandb_id)
-        self.wandb_id = self.wandb.id if self.wandb else None
+        self.wandb = WandbSink(folder, config, wandb_id)
+        self.wandb_id = self.wandb.id
         self.metrics_file.unlink(missing_ok=True)
         for row in history:
             self._write_row(row)
@@ -161,11 +163,7 @@ class Tracker:
         for name, value in metrics.items():
             self.tensorboard.add_scalar(name, value, step)
         self.tensorboard.flush()
-        if self.wandb:
-            try:
-                self.wandb.log({"epoch": step} | metrics)
-            except Exception as error:
-                self._drop_wandb(error)
+        self.wandb.log({"epoch": step} | metrics)
 
     def _write_row(self, row):
         row = {name: value for name, value in row.items() if not name.endswith("per_second")}
@@ -176,43 +174,6 @@ class Tracker:
                 writer.writeheader()
             writer.writerow(row)
 
-    def _drop_wandb(self, error):
-        print(f"W&B stopped ({error}); training goes on without it", file=sys.stderr)
-        self.wandb = None
-
     def close(self):
         self.tensorboard.close()
-        if self.wandb:
-            try:
-                self.wandb.finish()
-            except Exception as error:
-                self._drop_wandb(error)
-
-
-def start_wandb(folder, config, run_id):
-    """A W&B run, online when logged in and offline otherwise, or None. Never asks, never raises."""
-    if config["wandb_mode"] == "disabled":
-        return None
-    try:
-        os.environ.setdefault("WANDB_SILENT", "true")
-        import wandb
-
-        mode = config["wandb_mode"]
-        if mode == "auto":
-            mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
-        run = wandb.init(
-            project="lab01",
-            group=folder.parent.name,
-            name=folder.name,
-            id=run_id,
-            resume="allow" if run_id and mode == "online" else None,
-            dir=str(folder),
-            config=config,
-            mode=mode,
-            settings=wandb.Settings(finish_timeout=30, init_timeout=30, silent=True),
-        )
-        run.define_metric("*", step_metric="epoch")
-        return run
-    except Exception as error:
-        print(f"W&B could not start ({error}); training goes on without it", file=sys.stderr)
-        return None
+        self.wandb.close()
