@@ -1,7 +1,9 @@
 """The train loop: optimizer, schedule, loss, checkpoints and logs, from one config."""
 
 import contextlib
+import copy
 import math
+import re
 import time
 
 import torch
@@ -48,6 +50,7 @@ def train(model, train_set, val_set, config):
     loss stops being finite, and where a batch does not fit in the memory.
     """
     config = complete_config(config)
+    check_last_batch(model, train_set, config["batch_size"])
     device = choose_device(config["device"])
     if device.type == "cpu" and not isinstance(model, CNN):
         torch.set_num_threads(1)  # two meet more often than they help in matrices this small
@@ -62,7 +65,9 @@ def train(model, train_set, val_set, config):
     first = slice(config["batch_size"])
     images, labels = train_set.normalise(train_set.images[first]), train_set.labels[first]
     plain = plain_step(model, optimizer, config)
-    step = make_step(plain, model, optimizer, images, labels, schedule.total, config)
+    with memory_errors_explained(config):
+        table = layer_table(model, train_set.images.shape[1:])
+        step = make_step(plain, model, optimizer, images, labels, schedule.total, config)
 
     def state():
         parts_now = {name: part.state_dict() for name, part in parts.items()}
@@ -75,7 +80,7 @@ def train(model, train_set, val_set, config):
 
     folder = open_run(config, fill)
     print(f"device: {device_name(device)}, threads: {torch.get_num_threads()}")
-    print(layer_table(model, train_set.images.shape[1:]))
+    print(table)
     print(f"run folder: {folder}", flush=True)
     train_set, val_set = keep_on(device, train_set), keep_on(device, val_set)
     with only_writer(folder), stop_requests(folder) as check, memory_errors_explained(config):
@@ -175,13 +180,30 @@ def check_finite(losses, model, epoch, schedule):
     )
 
 
+def check_last_batch(model, train_set, batch_size):
+    """Raise ValueError where a batch of one image leaves BatchNorm one value a channel."""
+    last = len(train_set) % batch_size or batch_size
+    if last > 1 or not isinstance(model, CNN):
+        return
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            trial = copy.deepcopy(model).train()
+            trial(train_set.normalise(train_set.images[:1]).to(next(model.parameters()).device))
+    except ValueError:
+        raise ValueError(
+            f"batch_size {batch_size} leaves a batch of one of the {len(train_set)} training "
+            f"images, and its maps of one cell have no deviation for BatchNorm: choose another "
+            f"--batch_size, or fewer layers"
+        ) from None
+
+
 @contextlib.contextmanager
 def memory_errors_explained(config):
     """Turn the allocator's errors into one line that says what to lower."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not re.search("memory|overflow", str(error)):
             raise
         shape = " x ".join(map(str, data_shape(config)[0]))
         raise ValueError(

@@ -160,6 +160,17 @@ def test_a_preset_lies_under_the_flags_and_over_the_config():
     assert (config["lr"], config["epochs"], config["preset"]) == (0.5, 3, "best")
 
 
+def test_layers_that_a_preset_gives_as_dicts_stay_and_give_way_to_a_flag():
+    layers = [{"channels": 4, "pool": 1}, 8]
+    presets = {"best": {"model": {"layers": layers}}}
+
+    def parse(*flags):
+        return parse_config(exercise_1_3.config, presets, ["--preset", "best", *flags])
+
+    assert parse("--lr", "0.1")["model"]["layers"] == layers
+    assert parse("--model.layers", "4", "8")["model"]["layers"] == [4, 8]
+
+
 def test_a_preset_called_like_a_data_set_comes_with_it_and_is_announced(capsys):
     config = parse_config(exercise_1_1.config, exercise_1_1.presets, ["--dataset", "digits"])
     assert config["lr"] == 1e-3
@@ -179,5 +190,6 @@ def test_the_script_itself_exits_with_code_2(tmp_path):
     command = [sys.executable, script, "--dataset", "digits", "--epochs", "0"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 2
-    assert done.stderr.strip() == "error: epochs must be a positive whole number, got 0"
+    said = "error: epochs must be a whole number from 1 to 1,000,000,000, got 0"
+    assert done.stderr.strip() == said
     assert not list(tmp_path.iterdir())
