@@ -88,6 +88,7 @@ ODD = {
     "image_size": st.one_of(st.integers(1, 9), VALUES),
     "model.kind": st.one_of(st.sampled_from(["mlp", "skip_mlp", "cnn"]), VALUES),
     "model.layers": st.one_of(LAYERS, VALUES, st.just([64, 8, 10])),
+    "model.in_channels": st.one_of(st.integers(1, 3), VALUES),
     "cam.indices": st.one_of(st.lists(st.integers(-1, 40), max_size=2), VALUES),
     "model": VALUES,
     "cam": VALUES,
@@ -99,7 +100,7 @@ PLAIN = {
     "lr", "momentum", "weight_decay", "warmup_epochs", "label_smoothing", "shift", "rotate", "zoom",
     "crop", "flip", "cutout", "val_fraction", "checkpoint_every", "seed", "preset", "resize",
     "on_bad_image", "cam.per_class", "model.dropout", "model.kernel_size", "model.stride",
-    "model.padding", "model.residual", "model.min_map", "model.in_channels", "model.num_classes",
+    "model.padding", "model.residual", "model.min_map", "model.num_classes",
     "model.image_size",
 }  # fmt: skip
 KEYS = ODD | dict.fromkeys(sorted(PLAIN), st.one_of(NUMBERS, VALUES))
