@@ -164,8 +164,9 @@ def find_contrast(names, classes):
 def choose_images(dataset, config):
     """Indices: the named ones, or config["cam"]["per_class"] of every class, drawn by the seed.
 
-    0 takes all.
+    0 takes all. Raises ValueError where an index or a class of the contrast is not there.
     """
+    find_contrast(config["cam"]["contrast"], dataset.classes)
     named, per_class = config["cam"]["indices"], config["cam"]["per_class"]
     for index in named:
         if not 0 <= index < len(dataset):

@@ -40,6 +40,10 @@ class ImageDataset:
     def to(self, device):
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
+    def about(self):
+        """What a network trained on this must know of it: its classes, and how it normalises."""
+        return {"classes": list(self.classes), "mean": list(self.mean), "std": list(self.std)}
+
     def normalise(self, images):
         """uint8 or float pixels in [0, 255] (n, C, H, W) -> float32 of mean 0 and deviation 1."""
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1) * 255

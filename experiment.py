@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from statistics import fmean, stdev
 
-from config import complete_config
+from config import complete_config, refuse
 from interruption import Stopped
 from models import count_parameters
 from seeds import can_stack, train_seeds
@@ -29,7 +29,7 @@ def experiment(function):
 
     @functools.wraps(function)
     def main(config):
-        config = complete_config(config, name)
+        config = complete_config(config, name, function.__globals__["config"])
         return run_seeds(function, name, config) if config["seeds"] else run(function, name, config)
 
     return exit_cleanly(main) if function.__module__ == "__main__" else main
@@ -147,9 +147,8 @@ def exit_cleanly(main):
     def wrapped(config):
         try:
             return main(config)
-        except (ValueError, FileNotFoundError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+        except (ValueError, OSError) as error:
+            refuse(error)
         except Stopped as stop:
             print(f"stopped; go on with: {resume_command(stop.folder)}", file=sys.stderr)
             raise SystemExit(128 + stop.signum) from None

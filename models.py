@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from checks import first_line, fit_model
+from checks import first_line, fit_model, memory_bytes
 from config import defaults
 
 
@@ -228,8 +228,13 @@ def build_model(config):
         model["layer_sizes"] = model.pop("layers")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
+        network = MODELS[model.pop("kind")]
         try:
-            return MODELS[model.pop("kind")](**model)
+            with torch.device("meta"):  # counted before they are made: systems promise too much
+                needed = 16 * count_parameters(network(**model))  # with gradients and Adam's means
+            if needed > memory_bytes():
+                raise MemoryError(f"{needed / 2**30:.0f} GiB")
+            return network(**model)
         except (RuntimeError, MemoryError, OverflowError) as error:  # the allocator's
             raise ValueError(
                 f"model.layers {config['model']['layers']}: a network of this size does not fit in "

@@ -159,6 +159,7 @@ def train_stack(configs, shows=True):
             "scheduler": schedule.state_dict(),
             "history": histories[position],
             "wandb_id": None,
+            "data": train_sets[0].about(),
         }
 
     with ExitStack() as held:

@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from events import EventFile
+from wandb_sink import WandbSink
 
 
 def open_run(config, fill=lambda folder: None):
@@ -164,10 +165,10 @@ class Tracker:
         written = any((folder / "tensorboard").glob("events*"))
         self.purge_step = len(history) + 1 if written else 1
         self.unwritten = [] if written else list(history)  # what TensorBoard does not have yet
-        self.wandb = start_wandb(folder, config, wandb_id)
+        self.wandb = WandbSink(folder, config, wandb_id)
         for row in [] if wandb_id else history:
-            self._to_wandb("log", row)
-        self.wandb_id = self.wandb.id if self.wandb else None
+            self.wandb.log(row)
+        self.wandb_id = self.wandb.id
         self._write()
 
     def log(self, metrics, step):
@@ -176,7 +177,7 @@ class Tracker:
         self.rows.append(row)
         self.unwritten.append(row)
         self._write()
-        self._to_wandb("log", row)
+        self.wandb.log(row)
 
     def _write(self):
         try:
@@ -193,18 +194,10 @@ class Tracker:
                 file=sys.stderr,
             )
 
-    def _to_wandb(self, call, *arguments):
-        if self.wandb:
-            try:
-                getattr(self.wandb, call)(*arguments)
-            except Exception as error:
-                print(f"W&B stopped ({error}); training goes on without it", file=sys.stderr)
-                self.wandb = None
-
     def close(self):
         if self.events:
             self.events.close()
-        self._to_wandb("finish")
+        self.wandb.close()
 
 
 def write_metrics(folder, history):
@@ -218,32 +211,3 @@ def write_metrics(folder, history):
     writer.writeheader()
     writer.writerows(rows)
     write_whole(folder / "metrics.csv", text.getvalue())
-
-
-def start_wandb(folder, config, run_id):
-    """A W&B run, online when logged in and offline otherwise, or None. Never asks, never raises."""
-    if config["wandb_mode"] == "disabled":
-        return None
-    try:
-        os.environ.setdefault("WANDB_SILENT", "true")
-        import wandb
-
-        mode = config["wandb_mode"]
-        if mode == "auto":
-            mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
-        run = wandb.init(
-            project="lab01",
-            group=folder.parent.name,
-            name=folder.name,
-            id=run_id,
-            resume="allow" if run_id and mode == "online" else None,
-            dir=str(folder),
-            config=config,
-            mode=mode,
-            settings=wandb.Settings(finish_timeout=30, init_timeout=30, silent=True),
-        )
-        run.define_metric("*", step_metric="epoch")
-        return run
-    except Exception as error:
-        print(f"W&B could not start ({error}); training goes on without it", file=sys.stderr)
-        return None

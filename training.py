@@ -1,6 +1,7 @@
 """The train loop: optimizer, schedule, loss, checkpoints and logs, from one config."""
 
 import contextlib
+import copy
 import math
 import time
 from pathlib import Path
@@ -65,6 +66,7 @@ def train(model, train_set, val_set, config):
 
 def train_held(model, train_set, val_set, config, held):
     """`train` with a checked config; the run folder is entered into the ExitStack `held`."""
+    check_last_batch(model, train_set, config["batch_size"])
     device = choose_device(config["device"])
     if device.type == "cpu" and not isinstance(model, CNN):
         torch.set_num_threads(1)  # two meet more often than they help in matrices this small
@@ -81,18 +83,19 @@ def train_held(model, train_set, val_set, config, held):
     first = slice(config["batch_size"])
     images, labels = train_set.normalise(train_set.images[first]), train_set.labels[first]
     plain = plain_step(model, optimizer, config)
-    step = make_step(plain, model, optimizer, images, labels, schedule.total, config)
+    with memory_errors_explained(config):
+        table = layer_table(model, train_set.images.shape[1:])
+        step = make_step(plain, model, optimizer, images, labels, schedule.total, config)
 
     def state():
         parts_now = {name: part.state_dict() for name, part in parts.items()}
-        return parts_now | {"history": history, "wandb_id": wandb_id}
+        return parts_now | {"history": history, "wandb_id": wandb_id, "data": train_set.about()}
 
     def fill(folder):
         write_manifest(folder, config, train_set, device)
         start = state() | {"epoch": 0, "config": config}
         save_checkpoint(folder / "checkpoints" / "last.pt", start)
 
-    table = layer_table(model, train_set.images.shape[1:])
     folder = open_run(config, fill)
     if not resumed:
         held.enter_context(only_writer(folder))
@@ -192,6 +195,23 @@ def check_finite(losses, model, epoch, schedule):
         f"rate {lr:g}: lower --lr; the weights of that step were left as they were, and the "
         f"checkpoints of the epochs before are whole"
     )
+
+
+def check_last_batch(model, train_set, batch_size):
+    """Raise ValueError where a batch of one image leaves BatchNorm one value a channel."""
+    last = len(train_set) % batch_size or batch_size
+    if last > 1 or not isinstance(model, CNN):
+        return
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            trial = copy.deepcopy(model).train()
+            trial(train_set.normalise(train_set.images[:1]).to(next(model.parameters()).device))
+    except ValueError:
+        raise ValueError(
+            f"batch_size {batch_size} leaves a batch of one of the {len(train_set)} training "
+            f"images, and its maps of one cell have no deviation for BatchNorm: choose another "
+            f"--batch_size, or fewer layers"
+        ) from None
 
 
 @contextlib.contextmanager
