@@ -7,6 +7,8 @@ from studies import edits, measures
 from studies.measures import mean_with_interval, rate_with_interval
 from studies.subject import by_class
 
+SIX = (1936, 1526, 1527, 3535, 3536, 3537)  # test images: a French horn, two churches, parachutes
+
 
 def locate(subject, boxed):
     """Where the evidence for the true class lies, beside a Gaussian in the middle, per class."""
@@ -64,7 +66,7 @@ def move_randomly(mask, generator):
 
 
 def swap(subject, boxed, empty, generator):
-    """{object class: {background class: shares that are called object, background, other}}."""
+    """{object class: {background class: how many of so many are called one or the other}}."""
     classes, labels = subject.dataset.classes, boxed.labels
     table = {}
     for own, name in enumerate(classes):
@@ -77,8 +79,8 @@ def swap(subject, boxed, empty, generator):
             drawn = places[torch.randint(len(places), (len(objects),), generator=generator)]
             pasted = edits.paste(boxed.pixels[objects], boxed.masks[objects], empty[drawn])
             called = subject.predict(pasted).argmax(1)
-            shares = {"object": called == own, "background": called == other}
-            row = {key: float(hit.float().mean()) for key, hit in shares.items()}
+            hits = {"object": called == own, "background": called == other}
+            row = {key: int(hit.sum()) for key, hit in hits.items()}
             table[name][classes[other]] = row | {"count": len(objects)}
     return table
 
@@ -103,3 +105,25 @@ def explain_3536(subject, boxed):
     known = subject.predict(torch.cat([zooms, torch.stack(list(skies.values()))]))[:, parachute]
     of_skies = dict(zip(skies, known[len(shares) :].tolist(), strict=True))
     return {"object_share": shares, "enlarged": known[: len(shares)].tolist(), "skies": of_skies}
+
+
+def describe_six(subject, boxed):
+    """What the network makes of the six pictures that the text of the exercise discusses."""
+    rows = [boxed.indices.index(index) for index in SIX]
+    classes, chosen = subject.dataset.classes, boxed[rows]
+    probabilities = subject.predict(chosen.pixels)
+    maps, predicted = subject.explain(chosen.pixels)
+    outside = 1 - energy_inside(upsample(maps, *chosen.masks.shape[1:]), chosen.masks)
+    return [
+        {
+            "index": index,
+            "true": classes[chosen.labels[k]],
+            "predicted": classes[predicted[k]],
+            "confidence": float(probabilities[k].max()),
+            "church": float(probabilities[k, classes.index("church")]),
+            "parachute": float(probabilities[k, classes.index("parachute")]),
+            "box_area": float(chosen.masks[k].float().mean()),
+            "outside": float(outside[k]),
+        }
+        for k, index in enumerate(SIX)
+    ]

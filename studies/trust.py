@@ -15,12 +15,14 @@ from pathlib import Path
 import tyro
 
 from boxes import FILE, load_boxes
+from cam import activate
 from checkpoint import load_checkpoint, load_model
 from config import defaults
 from dataset import LOADERS, ImageDataset, make_generator, shrink
 from experiment import exit_cleanly
+from gallery import draw_gallery
 from studies.evidence import colours, delete, focus, randomise
-from studies.objects import edit, explain_3536, locate
+from studies.objects import SIX, describe_six, edit, explain_3536, locate
 from studies.subject import Subject, load_boxed
 from studies.trust_figures import draw_study
 from studies.trust_table import table_of
@@ -60,6 +62,7 @@ def run_study(subject, train_set, boxes, seed):
         print(f"maps and edits of {len(boxed.labels)} {name} boxed images", flush=True)
     of_parachute = unseen.labels == test_set.classes.index("parachute")
     study["colours"] = colours(subject, unseen.pixels[of_parachute], generator)
+    study["six"] = describe_six(subject, unseen)
     study["3536"] = explain_3536(subject, unseen)
     print("skies", flush=True)
     study["curves"] = delete(subject, test_set, generator)
@@ -96,6 +99,11 @@ def main(flags):
     table = table_of(study)
     (out / "trust.txt").write_text(table + "\n", encoding="utf-8")
     draw_study(study, out)
+    for name, contrast in (("maps", None), ("church-against-parachute", ("church", "parachute"))):
+        pair = contrast and tuple(map(test_set.classes.index, contrast))
+        activation = activate(model, test_set, list(SIX), contrast=pair)
+        paths = [f"{test_set.classes[test_set.labels[i]]}-{i}" for i in SIX]
+        draw_gallery(out / name, test_set, SIX, activation, paths, boxes["val"])
     print(table)
     print(f"\n{about['seconds']:.0f} s; trust.json, trust.txt and figures are in {out}")
 

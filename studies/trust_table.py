@@ -1,5 +1,7 @@
 """The trust study as text: what a reader should know before believing a picture."""
 
+from studies.measures import rate_with_interval
+
 
 def percent(summary):
     """A mean with its interval, like 62 % (58 to 66)."""
@@ -29,10 +31,13 @@ def columns(header, rows):
 
 def table_of(study):
     parts = [
+        six_table(study),
         where_table(study, "unseen"),
         where_table(study, "seen"),
         kept_table(study, "unseen"),
         kept_table(study, "seen"),
+        swap_table(study, "unseen"),
+        swap_table(study, "seen"),
         sky_table(study),
         table_3536(study),
         curve_table(study),
@@ -40,6 +45,23 @@ def table_of(study):
         randomised_table(study),
     ]
     return "\n\n".join(parts)
+
+
+def six_table(study):
+    rows = [
+        (
+            str(row["index"]),
+            row["true"],
+            row["predicted"],
+            *(f"{row[key]:.2f}" for key in ("confidence", "church", "parachute")),
+            f"{row['box_area']:.0%}",
+            f"{row['outside']:.0%}",
+        )
+        for row in study["six"]
+    ]
+    header = ("image", "true", "predicted", "confidence", "P(church)", "P(parachute)",
+              "box's area", "evidence outside")  # fmt: skip
+    return f"The six pictures of the exercise's text\n{columns(header, rows)}"
 
 
 def where_table(study, name):
@@ -72,6 +94,23 @@ def kept_table(study, name):
     ]
     title = f"How often the right answer is kept, of the {name} images that had it"
     return f"{title}\n{columns(('class', *kept), rows)}"
+
+
+def swap_table(study, name):
+    swapped, rows = study[name]["swapped"], []
+    for one in study["classes"]:
+        as_object = list(swapped[one].values())
+        as_ground = [others[one] for others in swapped.values() if one in others]
+        rows.append((one, rate_of(as_object, "object"), rate_of(as_ground, "background")))
+    header = ("class", "as the object, named", "as the background, named")
+    title = f"Objects on the emptied backgrounds of other classes, {name} images"
+    return f"{title}\n{columns(header, rows)}"
+
+
+def rate_of(rows, key):
+    """Of all pictures of these rows together, the share that was called `key`."""
+    hits, count = (sum(row[k] for row in rows) for k in (key, "count"))
+    return percent(rate_with_interval([True] * hits + [False] * (count - hits)))
 
 
 def sky_table(study):

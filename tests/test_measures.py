@@ -101,7 +101,7 @@ def test_who_sees_the_background_alone_keeps_the_answer_without_object_and_follo
     assert kept["object removed"]["all"]["low"] < 1  # 30 images do not prove all
     rows = [row for others in swapped.values() for row in others.values()]
     assert len(rows) == 6
-    assert all(row["background"] == 1 and row["object"] == 0 for row in rows)
+    assert all(row == {"object": 0, "background": 10, "count": 10} for row in rows)
 
 
 def test_who_sees_the_object_alone_loses_the_answer_with_it_and_resists_a_swap():
@@ -116,7 +116,7 @@ def test_who_sees_the_object_alone_loses_the_answer_with_it_and_resists_a_swap()
     assert kept["object removed"]["all"]["mean"] < 0.5  # what is left is grey: a guess
     assert kept["object alone"]["all"]["mean"] == 1
     rows = [row for others in swapped.values() for row in others.values()]
-    assert all(row["object"] == 1 for row in rows)
+    assert all(row["object"] == row["count"] == 10 for row in rows)
 
 
 def test_a_network_that_looks_at_one_corner_is_caught_there():
