@@ -190,9 +190,9 @@ def playground(tmp_path_factory):
 
         for name in ("MNIST", "CIFAR10", "Imagenette"):
             patch.setattr(f"torchvision.datasets.{name}", no_network)
-        patch.setattr(training.Tracker, "log", stop)
+        patch.setattr(training.CheckpointWriter, "save", stop)
         with training.threads_restored():
-            torch.set_num_threads(1)  # more only wait for one another in networks this small
+            torch.set_num_threads(1)  # nor do seeds then start processes, which nothing would stop
             yield root
 
 
