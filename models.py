@@ -229,9 +229,10 @@ def build_model(config):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
         network = MODELS[model.pop("kind")]
+        sizes = {key: value for key, value in model.items() if key != "pretrained"}
         try:
             with torch.device("meta"):  # counted before they are made: systems promise too much
-                needed = 16 * count_parameters(network(**model))  # with gradients and Adam's means
+                needed = 16 * count_parameters(network(**sizes))  # with gradients and Adam's means
             if needed > memory_bytes():
                 raise MemoryError(f"{needed / 2**30:.0f} GiB")
             return network(**model)
