@@ -196,7 +196,7 @@ def read_photos(paths, config, data):
     for path in map(Path, paths):
         found = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
         files += found if path.is_dir() else [path]
-    size, channels = config["model"]["image_size"], len(data["mean"])
+    channels, _, size = data["shape"]
     pixels, kept = [], []
     for file in files:
         try:
@@ -210,7 +210,8 @@ def read_photos(paths, config, data):
     if not kept:
         raise ValueError(f"no picture that can be read in {', '.join(map(str, paths))}")
     unlabelled = torch.full((len(kept),), -1)
-    return ImageDataset(torch.stack(pixels), unlabelled, **data, name="photos"), kept
+    columns = {key: data[key] for key in ("classes", "mean", "std")}
+    return ImageDataset(torch.stack(pixels), unlabelled, **columns, name="photos"), kept
 
 
 @dataclass

@@ -41,8 +41,9 @@ class ImageDataset:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def about(self):
-        """What a network trained on this must know of it: its classes, and how it normalises."""
-        return {"classes": list(self.classes), "mean": list(self.mean), "std": list(self.std)}
+        """What a network trained on this must know of it: (C, H, W), classes, normalisation."""
+        values = {"classes": list(self.classes), "mean": list(self.mean), "std": list(self.std)}
+        return values | {"shape": list(self.images.shape[1:])}
 
     def normalise(self, images):
         """uint8 or float pixels in [0, 255] (n, C, H, W) -> float32 of mean 0 and deviation 1."""

@@ -24,6 +24,7 @@ def checkpoint(tmp_path):
         config = exercise_1_3.config | {"model": {"kind": "cnn", "layers": [4, 6]} | sizes}
         model = build_model(config)
         about = {"classes": CLASSES, "mean": [0.5] * channels, "std": [0.2] * channels}
+        about["shape"] = [channels, 16, 16]
         state = {"epoch": 1, "model": model.state_dict(), "config": config, "data": about}
         save_checkpoint(tmp_path / "best.pt", state)
         return str(tmp_path / "best.pt")
@@ -71,7 +72,7 @@ def test_photos_of_every_kind_are_drawn_and_a_broken_one_is_named(tmp_path, chec
 def test_the_network_sees_the_same_picture_whatever_its_format(tmp_path, checkpoint):
     folder = write_photos(tmp_path / "photos")
     model, config = load_model(checkpoint())
-    about = {"classes": CLASSES, "mean": [0.5] * 3, "std": [0.2] * 3}
+    about = {"classes": CLASSES, "mean": [0.5] * 3, "std": [0.2] * 3, "shape": [3, 16, 16]}
     photos, files = cam.read_photos([folder], config, about)
     named = dict(zip((f.name for f in files), photos.images.int(), strict=True))
     for name in ("rgba.webp", "cmyk.jpg", "turned.jpg"):
