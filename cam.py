@@ -1,35 +1,47 @@
 """Class activation maps (Zhou et al. 2016) of networks whose head is average pooling and a Linear.
 
-Axis letters: N images, C channels, H x W pixels, K classes, h x w the cells of the last map.
+    python cam.py --checkpoint runs/.../checkpoints/best.pt photo.jpg more.png folder
+
+draws maps of your own pictures with a trained network. Axis letters: N images, C channels, H x W
+pixels, K classes, h x w the cells of the last map.
 """
 
-import html
-import re
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, fields
+from datetime import datetime
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-import numpy as np
 import torch
+import tyro
 from torch.nn import functional as F
 
-from dataset import make_generator
+from boxes import load_boxes
+from cache import read_image
+from cam_pictures import save_cam_visualization
+from checkpoint import load_checkpoint, load_model
+from dataset import ImageDataset, make_generator
+from experiment import exit_cleanly
+from gallery import draw_gallery, folder_name
+from images import SUFFIXES
 from models import fold_norms
-from tracking import write_json
 
-COLOURS = "RdBu_r"  # red speaks for the class, blue against it, white is zero
+__all__ = [
+    "ClassActivation",
+    "activate",
+    "cam",
+    "generate_class_activation_map",
+    "save_cam_visualization",
+]
 
 
 @dataclass(frozen=True)
 class ClassActivation:
-    """Maps of N images, one class each.
+    """Maps of N images, one each.
 
-    `maps` (N, h, w) are signed and in logit units: the mean of a map plus the bias of its class is
-    the logit of the class. `classes` (N,), `logits` (N, K), `confidence` (N,): the probability of
-    the class. `biases` (N,) are those of the classes.
+    `maps` (N, h, w) are signed and in logit units: the mean of a map plus its bias (N,) is its
+    total (N,). That is the logit of its class, or how far it lies above the logit of the class
+    `against` (N,), or above the mean logit of a centred map. `classes` (N,), `logits` (N, K),
+    `confidence` (N,): the probability of the class.
     """
 
     maps: torch.Tensor
@@ -37,27 +49,31 @@ class ClassActivation:
     logits: torch.Tensor
     confidence: torch.Tensor
     biases: torch.Tensor
+    totals: torch.Tensor
+    against: torch.Tensor | None = None
 
     def __getitem__(self, index):
         """The activation of one image, or of a slice, N kept as the first axis."""
         rows = slice(index, index + 1) if isinstance(index, int) else index
-        return ClassActivation(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+        columns = (getattr(self, field.name) for field in fields(self))
+        return ClassActivation(*(None if c is None else c[rows] for c in columns))
 
     def completeness_error(self):
-        """(N,) |mean(map) + bias - logit|, as a share of the largest logit of the image."""
-        logit = self.logits.gather(1, self.classes[:, None])[:, 0]
-        error = (self.maps.mean((1, 2)) + self.biases - logit).abs()
+        """(N,) |mean(map) + bias - total|, as a share of the largest logit of the image."""
+        error = (self.maps.mean((1, 2)) + self.biases - self.totals).abs()
         return error / self.logits.abs().amax(1)
 
 
 @torch.no_grad()
-def generate_class_activation_map(model, images, classes=None):
+def generate_class_activation_map(model, images, classes=None, contrast=None, centred=False):
     """The ClassActivation of normalised images (N, C, H, W), in closed form.
 
     `classes` is one class for all, a sequence of N, or None for the predicted ones. The map of
-    class c is sum_k w_ck A_k over the features A that enter the average pooling. Runs in eval mode
-    on the model's device and leaves the model as it was. Raises ValueError for an unknown class
-    and for a network without maps.
+    class c is sum_k w_ck A_k over the features A that enter the average pooling. `contrast=(c, d)`
+    answers "why c, not d?" by the difference of the two maps. `centred=True` takes away the mean
+    map of all classes, which changes no probability. Runs in eval mode on the model's device and
+    leaves the model as it was. Raises ValueError for an unknown class and for a network without
+    maps.
     """
     if not hasattr(model, "features"):
         raise ValueError(
@@ -69,108 +85,88 @@ def generate_class_activation_map(model, images, classes=None):
     features = model.features(images.to(weight.device))
     model.train(training)
     logits = model.classifier(features.mean((2, 3)))
-    if classes is None:
-        classes = logits.argmax(1)
-    classes = torch.as_tensor(classes, device=weight.device).expand(len(images))
-    if len(images) and not 0 <= classes.min() <= classes.max() < len(weight):
-        raise ValueError(f"classes must be 0 to {len(weight) - 1}, got {classes.tolist()}")
-    maps = torch.einsum("nc,nchw->nhw", weight[classes], features)
+    against = None
+    if contrast is not None:
+        classes, against = contrast
+        against = one_each(against, logits)
+    classes = logits.argmax(1) if classes is None else one_each(classes, logits)
+    shares = F.one_hot(classes, len(weight)).to(weight)  # (N, K): the map is a sum of class maps
+    if against is not None:
+        shares = shares - F.one_hot(against, len(weight))
+    elif centred:
+        shares = shares - 1 / len(weight)
+    maps = torch.einsum("nc,nchw->nhw", shares @ weight, features)
     confidence = logits.softmax(1).gather(1, classes[:, None])[:, 0]
-    return ClassActivation(maps, classes, logits, confidence, bias[classes])
+    totals = (shares * logits).sum(1)
+    return ClassActivation(maps, classes, logits, confidence, shares @ bias, totals, against)
 
 
-def save_cam_visualization(image, activation, path, class_names=None, true=None, limit=None):
-    """Write one PNG: original, map and overlay of one uint8 image (C, H, W).
+def one_each(classes, logits):
+    """One class (N,) for every row of logits (N, K); ValueError for one that is not there."""
+    count, num_classes = logits.shape
+    classes = torch.as_tensor(classes, device=logits.device).expand(count)
+    if count and not 0 <= classes.min() <= classes.max() < num_classes:
+        raise ValueError(f"classes must be 0 to {num_classes - 1}, got {classes.tolist()}")
+    return classes
 
-    `activation` holds that image alone, `true` is its label. Colours are signed and centred at zero
-    and end at +-`limit`, in logit units: pass one limit to pictures that are to be compared. The
-    alpha of the overlay follows the strength of the map.
+
+def activate(model, dataset, indices, batch_size=None, **options):
+    """The ClassActivation of `indices` of a data set, computed in batches, on the CPU.
+
+    `options` are those of generate_class_activation_map, but for a class of each image.
     """
-    values = activation.maps[0].float().cpu()
-    limit = float(values.abs().max()) if limit is None else limit
-    limit = limit or 1.0  # an all-zero map is drawn white
-    height, width = image.shape[-2:]
-    size = (max(height, 128), max(width, 128))
-    smooth = F.interpolate(values[None, None], size, mode="bilinear")[0, 0].numpy()
-    pixels = image.cpu().numpy().transpose(1, 2, 0)
-    pixels = pixels if pixels.shape[2] == 3 else np.repeat(pixels[:, :, :1], 3, axis=2)
-
-    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.7), layout="constrained")
-    extent = (0, width, height, 0)
-    scale = {"cmap": COLOURS, "vmin": -limit, "vmax": limit, "extent": extent}
-    axes[0].imshow(pixels, extent=extent)
-    drawn = axes[1].imshow(values, **scale)
-    axes[2].imshow(pixels, extent=extent)
-    axes[2].imshow(smooth, alpha=np.clip(np.abs(smooth) / limit, 0, 1) * 0.75, **scale)
-    titles = ("image", f"map, {values.shape[0]} x {values.shape[1]} cells", "overlay")
-    for axis, title in zip(axes, titles, strict=True):
-        axis.set_title(title, fontsize=10)
-        axis.set_axis_off()
-    figure.colorbar(drawn, ax=axes, shrink=0.75, label="evidence (logit units)")
-    figure.suptitle(describe_prediction(activation, class_names, true), fontsize=11)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def describe_prediction(activation, class_names=None, true=None):
-    """Two lines: true and predicted class, confidence and runner-up; what the map adds up to."""
-    probabilities = activation.logits[0].softmax(0)
-    names = class_names or [f"class {k}" for k in range(len(probabilities))]
-    best, second = probabilities.topk(2).indices.tolist()
-    shown = int(activation.classes[0])
-    logit, bias = float(activation.logits[0, shown]), float(activation.biases[0])
-    truth = "" if true is None else f"true: {names[true]}   "
-    return (
-        f"{truth}predicted: {names[best]} {probabilities[best]:.3f}   "
-        f"next: {names[second]} {probabilities[second]:.3f}\n"
-        f"map of {names[shown]}: mean {logit - bias:+.2f}, bias {bias:+.2f}, logit {logit:+.2f}"
-    )
+    model = fold_norms(model)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    batch_size = batch_size or (8 if on_cpu else 256)  # 8 stay in a CPU's cache: 1.3 times as fast
+    parts = []
+    for start in range(0, len(indices), batch_size):
+        images = dataset.normalise(dataset.images[indices[start : start + batch_size]])
+        parts.append(generate_class_activation_map(model, images, **options))
+    columns = ([getattr(part, field.name) for part in parts] for field in fields(ClassActivation))
+    return ClassActivation(*(None if c[0] is None else torch.cat(c).cpu() for c in columns))
 
 
 def cam(model, dataset, config):
     """Draw a few images of every class of `dataset`, or those that config["cam"]["indices"] names.
 
-    Writes run_dir/cam/<class>/sample_<k>_idx_<i>.png, manifest.json and index.html; returns the
-    manifest's rows. All pictures of a call share one colour scale.
+    Writes run_dir/cam/<class>/sample_<k>_idx_<i>.png, the raw maps as maps.npy (n, h, w), a row a
+    picture in manifest.json, and index.html; returns these rows. All pictures of a call share one
+    colour scale. Where the boxes of the objects are known, the rows say what share of the positive
+    evidence lies outside. config["cam"]["contrast"], "church,parachute" say, shows why the one and
+    not the other.
     """
-    folder = Path(config["run_dir"]) / "cam"
     indices = choose_images(dataset, config)
-    activation = activate(model, dataset, indices)
-    limit = float(activation.maps.abs().max())
-    errors = activation.completeness_error()
-    rows, drawn_of_class = [], {}
-    for position, index in enumerate(indices):
-        one, label = activation[position], int(dataset.labels[index])
+    contrast = find_contrast(config["cam"]["contrast"], dataset.classes)
+    activation = activate(model, dataset, indices, contrast=contrast)
+    boxes = load_boxes(config["data_dir"], "val") if dataset.name == "imagenette" else {}
+    paths, drawn_of_class = [], {}
+    for index in indices:
+        label = int(dataset.labels[index])
         number = drawn_of_class[label] = drawn_of_class.get(label, -1) + 1
-        name = Path(folder_name(dataset.classes[label])) / f"sample_{number}_idx_{index}.png"
-        save_cam_visualization(
-            dataset.images[index], one, folder / name, dataset.classes, label, limit
+        paths.append(f"{folder_name(dataset.classes[label])}/sample_{number}_idx_{index}")
+    folder = Path(config["run_dir"]) / "cam"
+    return draw_gallery(folder, dataset, indices, activation, paths, boxes, config["cam"]["grid"])
+
+
+def find_contrast(names, classes):
+    """The two classes that "church,parachute" names, or None for "none"."""
+    if names == "none":
+        return None
+    pair = [name.strip() for name in names.split(",")]
+    if len(pair) != 2 or not set(pair) <= set(classes):
+        raise ValueError(
+            f"cam.contrast must be two classes, like {classes[0]},{classes[1]}, got {names!r}; "
+            f"known: {', '.join(classes)}"
         )
-        shown = int(one.classes[0])
-        rows.append(
-            {
-                "index": index,
-                "path": name.as_posix(),
-                "true": dataset.classes[label],
-                "predicted": dataset.classes[int(one.logits[0].argmax())],
-                "shown": dataset.classes[shown],
-                "confidence": float(one.confidence[0]),
-                "probabilities": one.logits[0].softmax(0).tolist(),
-                "logit": float(one.logits[0, shown]),
-                "completeness_error": float(errors[position]),
-                "limit": limit,
-            }
-        )
-    worst = max(row["completeness_error"] for row in rows)
-    write_json(folder / "manifest.json", {"worst_completeness_error": worst, "images": rows})
-    write_page(folder / "index.html", rows)
-    print(f"{len(rows)} maps in {folder}; worst |mean + bias - logit| {worst:.1e} of the logit")
-    return rows
+    return classes.index(pair[0]), classes.index(pair[1])
 
 
 def choose_images(dataset, config):
-    """Indices: the named ones, or config["cam"]["per_class"] of every class, drawn by the seed."""
+    """Indices: the named ones, or config["cam"]["per_class"] of every class, drawn by the seed.
+
+    0 takes all. Raises ValueError where an index or a class of the contrast is not there.
+    """
+    find_contrast(config["cam"]["contrast"], dataset.classes)
     named, per_class = config["cam"]["indices"], config["cam"]["per_class"]
     for index in named:
         if not 0 <= index < len(dataset):
@@ -185,49 +181,67 @@ def choose_images(dataset, config):
         members = torch.where(dataset.labels == label)[0]
         generator = make_generator(config["seed"], "cam", label)
         order = torch.randperm(len(members), generator=generator)
-        chosen += members[order[:per_class]].sort()[0].tolist()
+        chosen += members[order[: per_class or len(members)]].sort()[0].tolist()
     return chosen
 
 
-def activate(model, dataset, indices, classes=None, batch_size=None):
-    """The ClassActivation of `indices` of a data set, computed in batches, on the CPU."""
-    model = fold_norms(model)
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    batch_size = batch_size or (8 if on_cpu else 256)  # 8 stay in a CPU's cache: 1.3 times as fast
-    parts = []
-    for start in range(0, len(indices), batch_size):
-        rows = indices[start : start + batch_size]
-        images = dataset.normalise(dataset.images[rows])
-        chosen = None if classes is None else classes[start : start + batch_size]
-        parts.append(generate_class_activation_map(model, images, chosen))
-    names = ClassActivation.__dataclass_fields__
-    return ClassActivation(*(torch.cat([getattr(p, n) for p in parts]).cpu() for n in names))
+def read_photos(paths, config, data):
+    """(ImageDataset without labels, the paths it holds) of picture files and folders of them.
+
+    `config` and `data` are those of the checkpoint: the size, classes, mean and std that its
+    network was trained with. A file that cannot be read is named on stderr and left out. Raises
+    ValueError where none can.
+    """
+    files = []
+    for path in map(Path, paths):
+        found = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
+        files += found if path.is_dir() else [path]
+    channels, _, size = data["shape"]
+    pixels, kept = [], []
+    for file in files:
+        try:
+            photo = torch.from_numpy(read_image(file, config | {"image_size": size}))
+        except ValueError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        grey = photo.float().mean(0, keepdim=True).round().to(torch.uint8)
+        pixels.append(grey if channels == 1 else photo)
+        kept.append(file)
+    if not kept:
+        raise ValueError(f"no picture that can be read in {', '.join(map(str, paths))}")
+    unlabelled = torch.full((len(kept),), -1)
+    columns = {key: data[key] for key in ("classes", "mean", "std")}
+    return ImageDataset(torch.stack(pixels), unlabelled, **columns, name="photos"), kept
 
 
-def folder_name(class_name):
-    """A class name as one folder: no separators or dots, at most 80 characters."""
-    return re.sub(r"[^\w\- ]", "_", class_name).strip()[:80] or "_"
+@dataclass
+class Flags:
+    photos: tyro.conf.Positional[tuple[str, ...]]
+    """pictures, and folders of them"""
+    checkpoint: str
+    """a best.pt: the network that looks at them"""
+    out: str = "auto"
+    """the folder to write; else runs/cam/<time>"""
+    contrast: str = "none"
+    """two classes, "church,parachute": why the one and not the other"""
+    grid: bool = False
+    """show the cells of the map"""
 
 
-def write_page(path, rows):
-    """A page that shows all pictures, without script or network."""
-    figures = [
-        f'<figure><a href="{html.escape(row["path"])}"><img loading="lazy" '
-        f'src="{html.escape(row["path"])}" alt="{html.escape(row["true"])}, image {row["index"]}">'
-        f"</a><figcaption>{row['index']}: {html.escape(row['true'])}, predicted "
-        f"{html.escape(row['predicted'])}, {row['confidence']:.3f}</figcaption></figure>"
-        for row in rows
-    ]
-    style = (
-        "body{font:16px sans-serif;margin:1.5rem;color:#222}figure{display:inline-block;"
-        "margin:.5rem;width:min(32rem,100%)}img{width:100%}"
-    )
-    path.write_text(
-        "<!doctype html>\n<html lang=en><meta charset=utf-8>"
-        '<meta name=viewport content="width=device-width"><title>Class activation maps</title>'
-        f"<style>{style}</style><h1>Class activation maps</h1>"
-        "<p>Red speaks for the class, blue against it; one colour scale for all.</p>\n"
-        + "\n".join(figures)
-        + "\n</html>\n",
-        encoding="utf-8",
-    )
+@exit_cleanly
+def main(flags):
+    model, config = load_model(flags.checkpoint)
+    data = load_checkpoint(flags.checkpoint)["data"]
+    photos, files = read_photos(flags.photos, config, data)
+    out = Path(flags.out)
+    if flags.out == "auto":
+        out = Path("runs") / "cam" / datetime.now().strftime("%Y%m%d-%H%M%S")
+    contrast = find_contrast(flags.contrast, photos.classes)
+    indices = list(range(len(files)))
+    activation = activate(model, photos, indices, contrast=contrast)
+    paths = [f"{number:04}_{folder_name(file.stem)}" for number, file in enumerate(files)]
+    draw_gallery(out, photos, indices, activation, paths, grid=flags.grid)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Flags))

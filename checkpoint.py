@@ -2,9 +2,10 @@
 
 A checkpoint is an ordinary torch file, read with weights_only=True, followed by a mark and the
 SHA-256 of everything before it: {"format", "epoch", "model", "optimizer", "scheduler", "config",
-"history", "wandb_id"}.
+"history", "wandb_id", "data": {"classes", "mean", "std", "shape"}}.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -39,14 +40,26 @@ def _sealed(state):
 
 def _write(path, content):
     unfinished = path.with_name(f".{path.name}.tmp")
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    if path.name == "last.pt" and path.exists():
-        path.replace(path.with_name("previous.pt"))
-    unfinished.replace(path)
-    _sync_folder(path.parent)
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.name == "last.pt" and path.exists() and _split(path.read_bytes())[1]:
+            path.replace(path.with_name("previous.pt"))  # a damaged one never replaces a whole one
+        unfinished.replace(path)
+        _sync_folder(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):  # what is half written takes the room that is missing
+            unfinished.unlink(missing_ok=True)
+        raise
+
+
+def _split(content):
+    """(the torch file, whether its checksum fits)."""
+    tail = len(MARK) + hashlib.sha256().digest_size
+    body, seal = content[:-tail], content[-tail:]
+    return body, seal == MARK + hashlib.sha256(body).digest()
 
 
 class CheckpointWriter:
@@ -77,6 +90,7 @@ class CheckpointWriter:
                 del self.waiting[name]
             except OSError as error:
                 self._report(name, error, epoch, final=epoch == epochs)
+                break
 
     def _report(self, name, error, epoch, final):
         free = shutil.disk_usage(self.folder).free / 2**20
@@ -108,10 +122,8 @@ def load_checkpoint(path):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; train one first: python exercise_1_3.py")
-    content = path.read_bytes()
-    tail = len(MARK) + hashlib.sha256().digest_size
-    body, seal = content[:-tail], content[-tail:]
-    if seal != MARK + hashlib.sha256(body).digest():
+    body, whole = _split(path.read_bytes())
+    if not whole:
         raise ValueError(f"checkpoint {path} is damaged or not ours: its checksum does not fit")
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
@@ -127,21 +139,61 @@ def load_checkpoint(path):
 
 
 def load_last(folder):
-    """The newest whole checkpoint of a run: `last.pt`, or `previous.pt` where that is damaged."""
-    folder = Path(folder) / "checkpoints"
+    """The newest whole checkpoint of a run: `last.pt`, `previous.pt` where that is damaged, or
+    `best.pt` where that is newer. Says so where it is not the one that was saved last."""
+    folder, newest, problems = Path(folder) / "checkpoints", None, {}
+    for name in ("last.pt", "previous.pt", "best.pt"):
+        try:
+            state = load_checkpoint(folder / name)
+        except (FileNotFoundError, ValueError) as error:
+            problems[name] = error
+        else:
+            if newest is None or state["epoch"] > newest["epoch"]:
+                newest, source = state, name
+    if newest is None:
+        raise problems["last.pt"]
+    if error := problems.get("last.pt"):
+        reason = error if (folder / "last.pt").exists() else f"{folder / 'last.pt'} is not there"
+        print(f"{reason}; going on from {source}, epoch {newest['epoch']}", file=sys.stderr)
+    return newest
+
+
+def mend_best(folder, history):
+    """Make `best.pt` hold the best epoch of `history`, from a checkpoint of that epoch.
+
+    Raises ValueError where no whole one is.
+    """
+    if not history:
+        return
+    folder, best = Path(folder) / "checkpoints", max(history, key=lambda row: row["val/accuracy"])
+    for name in ("best.pt", "last.pt", "previous.pt"):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            state = load_checkpoint(folder / name)
+            if state["epoch"] and state["history"][-1] == best:
+                if name != "best.pt":
+                    print(f"best.pt is not whole; {name} is of that epoch too", file=sys.stderr)
+                    _write(folder / "best.pt", _sealed(state))
+                return
+    raise ValueError(
+        f"{folder / 'best.pt'} is damaged or missing, and with it the weights of epoch "
+        f"{best['epoch']}, the best so far: start the run afresh in a new folder"
+    )
+
+
+def load_weights(part, state, source):
+    """part.load_state_dict(state); ValueError with `source` and the shapes where they differ."""
     try:
-        return load_checkpoint(folder / "last.pt")
-    except (FileNotFoundError, ValueError) as error:
-        if not (folder / "previous.pt").is_file():
-            raise
-        state = load_checkpoint(folder / "previous.pt")
-        print(f"{error}; going on from the one before, epoch {state['epoch']}", file=sys.stderr)
-        return state
+        part.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError) as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise ValueError(
+            f"checkpoint {source} is of another {type(part).__name__}: {lines[-1].rstrip('.')}"
+        ) from None
 
 
 def load_model(path):
     """(model in eval mode with the weights saved at `path`, config it was trained with)."""
     state = load_checkpoint(path)
     model = build_model(state["config"])
-    model.load_state_dict(state["model"])
+    load_weights(model, state["model"], path)
     return model.eval(), state["config"]

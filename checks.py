@@ -1,39 +1,16 @@
-"""What a config must fulfil before anything is loaded, and the sizes that a data set fixes."""
+"""What must hold before anything is loaded, and the sizes that a data set fixes."""
 
 import contextlib
 import copy
-import difflib
 import json
 import math
 import os
+import re
 from pathlib import Path
 
-# (channels, height, width), number of classes
-DATASETS = {
-    "mnist": ((1, 28, 28), 10),
-    "cifar10": ((3, 32, 32), 10),
-    "imagenette": ((3, 160, 160), 10),
-    "digits": ((1, 8, 8), 10),
-    "image_folder": None,
-}
-CHOICES = {
-    "dataset": list(DATASETS),
-    "resize": ["squash", "crop", "pad"],
-    "on_bad_image": ["error", "skip"],
-    "optimizer": ["adam", "adamw", "sgd"],
-    "schedule": ["constant", "cosine", "one_cycle"],
-    "precision": ["auto", "float32", "bfloat16"],
-    "wandb_mode": ["auto", "online", "offline", "disabled"],
-    "compile": ["auto", "on", "off"],
-}
-MODEL_KEYS = {
-    "mlp": {"layers"},
-    "skip_mlp": {"layers", "dropout"},
-    "cnn": {
-        "layers", "image_size", "in_channels", "num_classes", "kernel_size", "stride", "padding",
-        "dropout", "residual", "min_map",
-    },
-}  # fmt: skip
+from rules import DATASETS, check_values, shown
+
+LONGEST_NAME = 200  # bytes of a folder's name: systems take 255, and some names grow from it
 
 
 def world():
@@ -46,93 +23,28 @@ def rank():
     return int(os.environ["RANK"]) if world() > 1 else 0
 
 
-def check_config(config, defaults):
-    """Return `config`; raise ValueError or FileNotFoundError naming key, value and way out.
-
-    A key has the type that it has in `defaults`.
-    """
-    for key, known in CHOICES.items():
-        if config[key] not in known:
-            near = difflib.get_close_matches(str(config[key]), known, n=1)
-            meant = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"unknown {key} {config[key]!r}; {meant}known: {', '.join(known)}")
-    _check_types(config, defaults)
-    _check_ranges(config)
-    _check_model_keys(config["model"])
-    fit_model(config)
-    if "cam" in config:
-        _check_cam(config["cam"])
+def check_config(config):
+    """Return `config`; raise ValueError or FileNotFoundError naming key, value and way out."""
+    check_values(config)
+    if len(set(config["seeds"])) < len(config["seeds"]):
+        raise ValueError(f"seeds must differ from one another, got {shown(config['seeds'])}")
+    kind = config["model"]["kind"]
+    if "cam" in config and kind not in ("cnn", "resnet18"):
+        raise ValueError(f"model.kind {kind!r} leaves no maps to draw: --model.kind cnn")
+    _check_shares(config["batch_size"])
+    _check_fixed_sizes(config)
     _check_device(config["device"])
     _check_run_dir(config)
     return config
 
 
-def _check_types(config, defaults):
-    for key, default in defaults.items():
-        value, kind = config[key], type(default)
-        number = kind is float and isinstance(value, int) and not isinstance(value, bool)
-        if not number and type(value) is not kind:
-            raise ValueError(f"{key} must be of type {kind.__name__}, got {value!r}")
-
-
-def _check_ranges(config):
-    model = config["model"]
-    whole = [("epochs", 1), ("batch_size", 1), ("checkpoint_every", 1), ("image_size", 0)]
-    whole += [("shift", 0), ("cutout", 0), ("seed", 0)]
-    for key, lowest in whole:
-        value = config[key]
-        if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-            what = "a positive whole number" if lowest else "a whole number, 0 or more"
-            raise ValueError(f"{key} must be {what}, got {value!r}")
-    if config["batch_size"] % world():
-        fitting = -(-config["batch_size"] // world()) * world()
+def _check_shares(batch_size):
+    if batch_size % world():
+        fitting = -(-batch_size // world()) * world()
         raise ValueError(
-            f"batch_size {config['batch_size']} is that of all {world()} processes, which do not "
-            f"divide it: --batch_size {fitting}"
+            f"batch_size {batch_size} is that of all {world()} processes, which do not divide it: "
+            f"--batch_size {fitting}"
         )
-    spans = {
-        "lr": (config["lr"], "above 0", lambda v: v > 0),
-        "val_fraction": (config["val_fraction"], "between 0 and 1", lambda v: 0 < v < 1),
-        "weight_decay": (config["weight_decay"], "0 or more", lambda v: v >= 0),
-        "momentum": (config["momentum"], "in [0, 1)", lambda v: 0 <= v < 1),
-        "label_smoothing": (config["label_smoothing"], "in [0, 1)", lambda v: 0 <= v < 1),
-        "warmup_epochs": (config["warmup_epochs"], "0 or more", lambda v: v >= 0),
-        "rotate": (config["rotate"], "0 to 180 degrees", lambda v: 0 <= v <= 180),
-        "zoom": (config["zoom"], "in [0, 1)", lambda v: 0 <= v < 1),
-        "crop": (config["crop"], "in (0, 1]", lambda v: 0 < v <= 1),
-        "model.dropout": (model.get("dropout", 0.0), "in [0, 1)", lambda v: 0 <= v < 1),
-    }
-    for key, (value, allowed, holds) in spans.items():
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        if not numeric or not math.isfinite(value) or not holds(value):
-            raise ValueError(f"{key} must be {allowed}, got {value!r}")
-    if any(seed < 0 for seed in config["seeds"]):
-        raise ValueError(f"seeds must be whole numbers, 0 or more, got {config['seeds']}")
-    if len(set(config["seeds"])) < len(config["seeds"]):
-        raise ValueError(f"seeds must differ from one another, got {config['seeds']}")
-
-
-def _check_cam(cam):
-    if not isinstance(cam["per_class"], int) or cam["per_class"] < 1:
-        raise ValueError(f"cam.per_class must be a positive whole number, got {cam['per_class']!r}")
-    if not all(isinstance(index, int) and index >= 0 for index in cam["indices"]):
-        raise ValueError(f"cam.indices must be whole numbers, 0 or more, got {cam['indices']}")
-
-
-def _check_model_keys(model):
-    kind = model.get("kind")
-    if kind not in MODEL_KEYS:
-        raise ValueError(f"unknown model.kind {kind!r}; known: {', '.join(MODEL_KEYS)}")
-    if unknown := model.keys() - MODEL_KEYS[kind] - {"kind"}:
-        known = ", ".join(sorted(MODEL_KEYS[kind]))
-        raise ValueError(f"model.{min(unknown)} is no setting of a {kind}; known: {known}")
-    for layer in model["layers"] or [0]:
-        size = layer.get("channels", 0) if isinstance(layer, dict) else layer
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"model.layers must hold positive sizes, got {model['layers']}")
-    for key in MODEL_KEYS[kind] & {"kernel_size", "stride", "padding", "min_map"} & model.keys():
-        if not isinstance(model[key], int) or model[key] < (0 if key == "padding" else 1):
-            raise ValueError(f"model.{key} must be a positive whole number, got {model[key]!r}")
 
 
 def data_shape(config):
@@ -163,6 +75,8 @@ def fit_model(config):
     MLP are checked against it; ends that were written for another known data set follow this one.
     """
     model = copy.deepcopy(config["model"])
+    if model["kind"] == "resnet18":
+        return {"num_classes": data_shape(config)[1]} | model
     if model["kind"] == "cnn":
         if not {"image_size", "in_channels", "num_classes"} <= model.keys():
             (channels, size, _), num_classes = data_shape(config)
@@ -189,13 +103,31 @@ def fit_model(config):
     return model
 
 
+def first_line(error):
+    """What an allocator says, on one line of at most 120 letters."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return re.sub(r"^\[enforce fail.*?\] .*?\. ", "", lines[0])[:120]
+
+
+def _check_fixed_sizes(config):
+    fitted = fit_model(config)
+    (channels, size, _), num_classes = data_shape(config)
+    needed = {"image_size": size, "in_channels": channels, "num_classes": num_classes}
+    for key in needed.keys() & fitted.keys():
+        if fitted[key] != needed[key]:
+            raise ValueError(
+                f"model.{key} is {fitted[key]}, but {config['dataset']} needs {needed[key]}: leave "
+                f"it out, then it follows the data"
+            )
+
+
 def _check_device(device):
     if device in ("auto", "cpu"):
         return
     import torch
 
     kind, _, number = device.partition(":")
-    if kind not in ("cuda", "mps") or (number and not number.isdigit()):
+    if kind not in ("cuda", "mps") or (number and not number.isdecimal()):
         raise ValueError(f"unknown device {device!r}; known: auto, cpu, cuda, cuda:0, mps")
     count = torch.cuda.device_count() if kind == "cuda" else int(torch.backends.mps.is_available())
     if int(number or 0) >= count:
@@ -211,6 +143,12 @@ def _check_run_dir(config):
         _check_resumable(Path(config["resume"]), config["seeds"])
         return
     folder = Path(config["run_dir"])
+    folder = folder.resolve() if ".." in folder.parts else folder
+    if not folder.name or len(os.fsencode(folder.name)) > LONGEST_NAME:
+        raise ValueError(
+            f"run_dir {folder}: its last part must be the name of a new folder, of at most "
+            f"{LONGEST_NAME} bytes"
+        )
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # it was made by itself
     if config["run_dir"] != "auto" and folder.exists() and not restarted:
         if not folder.is_dir():
@@ -224,16 +162,23 @@ def _check_run_dir(config):
 
 def _check_resumable(folder, seeds):
     started = []
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        started = json.loads((folder / "config.json").read_text(encoding="utf-8"))["seeds"]
-    if seeds and sorted(seeds) != sorted(started):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        started = list(json.loads((folder / "config.json").read_text(encoding="utf-8"))["seeds"])
+    if seeds and sorted(map(str, seeds)) != sorted(map(str, started)):
         raise ValueError(
-            f"--resume {folder} and --seeds {seeds} do not go together: that run was started with "
-            f"{f'--seeds {started}' if started else 'one seed'}"
+            f"--resume {folder} and --seeds {shown(seeds)} do not go together: that run was "
+            f"started with {f'--seeds {started}' if started else 'one seed'}"
         )
-    checkpoints = [folder / "checkpoints" / name for name in ("last.pt", "previous.pt")]
+    checkpoints = [folder / "checkpoints" / name for name in ("last.pt", "previous.pt", "best.pt")]
     if not seeds and not any(path.is_file() for path in checkpoints):
         raise FileNotFoundError(
             f"--resume {folder}: no checkpoint in {folder / 'checkpoints'}; start the run afresh "
             f"in a new folder"
         )
+
+
+def memory_bytes():
+    """The memory of this machine in bytes; infinite where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from checks import check_config, fit_model, rank
 from flags import find_flag, parse_flags
+from rules import check_values, shown
 
 defaults = {
     # data
@@ -19,6 +20,7 @@ defaults = {
     "val_fraction": 0.1,  # share of the training images held out; the split is fixed by the seed
     "image_size": 0,  # pixels a side; larger images are shrunk to it, 0 takes them as they are
     "resize": "squash",  # or "crop" or "pad": what happens to images that are not square
+    "hold_out_boxed": False,  # imagenette: train without the 366 images whose objects are boxed
     "on_bad_image": "error",  # or "skip": pictures that cannot be read are left out and named
     # augmentation of the training images
     "shift": 0,  # up to so many pixels in both directions
@@ -58,11 +60,14 @@ RESUMABLE = {
     "preset",
     "compile",
     "device",
+    "cam",
 }
 
 
 def merge(base, overrides):
     """A deep copy of `base` with `overrides` laid over it, section by section."""
+    if not isinstance(overrides, dict):
+        raise ValueError(f"a config must be a dict, got {shown(overrides)}")
     merged = copy.deepcopy(base)
     for key, value in overrides.items():
         nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -96,10 +101,10 @@ def parse_config(config, presets=None, args=None):
     """
     args = sys.argv[1:] if args is None else list(args)
     presets = presets or {}
-    base = merge(defaults, config)
     try:
+        base = merge(defaults, config)
         resume, preset = find_flag(args, "--resume"), find_flag(args, "--preset")
-        if resume:
+        if resume not in (None, "none"):
             base = merge(base, read_run_config(resume)) | {"resume": resume}
         elif preset is None and find_flag(args, "--dataset") in presets:
             preset = find_flag(args, "--dataset")
@@ -107,21 +112,22 @@ def parse_config(config, presets=None, args=None):
                 print(f"preset {preset}: {describe_overrides(presets[preset])}")
         if preset in presets:
             base = merge(base, presets[preset]) | {"preset": preset}
-        parsed = parse_flags(base, ["none", *presets], args)
-        return check_config(parsed, defaults)
+        check_values(base)  # flags take their types from it
+        return check_config(parse_flags(base, ["none", *presets], args))
     except (ValueError, OSError) as error:
         refuse(error)
 
 
 def refuse(error):
-    """Say in one line what the user can mend, and exit with code 2.
+    """Say on stderr, in one line, what the user can mend, and end the process with exit code 2.
 
     Of several processes rank 0 says it: torchrun ends the others meanwhile. One that alone has
     something to say says it after a while.
     """
     if rank():
         time.sleep(10 + rank() / 4)
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
+    print(f"error: {line}", file=sys.stderr, flush=True)
     raise SystemExit(2) from None
 
 
@@ -139,20 +145,27 @@ def read_run_config(folder):
         )
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--resume {folder}: config.json is damaged ({error})") from None
 
 
-def complete_config(config, exercise="run"):
-    """A checked copy of `config` in which nothing is open: defaults, model sizes, run folder."""
+def complete_config(config, exercise="run", own=()):
+    """A checked copy of `config` in which nothing is open: defaults, model sizes, run folder.
+
+    It must have the keys of the exercise's `own` config.
+    """
     config = merge(defaults, config)
-    check_config(config, defaults)
+    if missing := sorted(set(own) - config.keys()):
+        raise ValueError(f"{missing[0]} is missing: lay your changes over {exercise}.config")
+    config = check_config(config)
     config["model"] = fit_model(config)
     if config["resume"] != "none":
         config["run_dir"] = config["resume"]
+    if ".." in Path(config["run_dir"]).parts:  # making a/../b would leave an a behind
+        config["run_dir"] = str(Path(config["run_dir"]).resolve())
     if config["run_dir"] == "auto":
-        time = datetime.now().strftime("%Y%m%d-%H%M%S")
+        now = datetime.now().strftime("%Y%m%d-%H%M%S")
         seed = "seeds" if config["seeds"] else config["seed"]
-        name = f"{time}-{config['dataset']}-{config['model']['kind']}-{seed}"
+        name = f"{now}-{config['dataset']}-{config['model']['kind']}-{seed}"
         config["run_dir"] = str(Path("runs") / exercise / name)
     return config

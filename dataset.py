@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from boxes import load_boxes
 from config import defaults
 from distributed import in_turn, own_share, world
 from images import load_digits, load_folder, load_imagenette, load_mnist
@@ -39,6 +40,11 @@ class ImageDataset:
 
     def to(self, device):
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def about(self):
+        """What a network trained on this must know of it: (C, H, W), classes, normalisation."""
+        values = {"classes": list(self.classes), "mean": list(self.mean), "std": list(self.std)}
+        return values | {"shape": list(self.images.shape[1:])}
 
     def normalise(self, images):
         """uint8 or float pixels in [0, 255] (n, C, H, W) -> float32 of mean 0 and deviation 1."""
@@ -78,6 +84,9 @@ def load_datasets(config):
             f"{held_out} for validation and {len(whole) - held_out} for training; each needs one"
         )
     order = torch.randperm(len(whole), generator=make_generator(config["seed"], "split"))
+    if config["hold_out_boxed"]:
+        boxed = torch.tensor(sorted(load_boxes(config["data_dir"], "train")))
+        order = order[~torch.isin(order, boxed)]
     val_indices, train_indices = order[:held_out].sort()[0], order[held_out:].sort()[0]
     sets = whole.subset(train_indices), whole.subset(val_indices), test_set
     print(describe(*sets))

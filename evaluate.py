@@ -1,8 +1,20 @@
-"""Loss, accuracy and confusion matrix of a network on a data set."""
+"""Loss, accuracy and confusion matrix of a network on a data set.
+
+python evaluate.py runs/exercise_1_1/...                      # its best.pt on its test images
+python evaluate.py runs/.../checkpoints/last.pt --split val
+python evaluate.py runs/... --dataset image_folder --data_dir pictures
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 import torch
+import tyro
 from torch.nn import functional as F
 
+from checkpoint import load_checkpoint, load_model
+from dataset import load_datasets
 from distributed import rank, summed, world
 
 
@@ -36,3 +48,73 @@ def evaluate(model, dataset, batch_size=1024):
         "accuracy": confusion.trace().item() / len(dataset),
         "confusion": confusion,
     }
+
+
+def report(result, classes):
+    """Loss and accuracy with its 95 % interval (Wilson 1927), a row a class, the matrix."""
+    from scipy.stats import binomtest  # half a second that no training should wait for
+
+    confusion, total = result["confusion"], int(result["confusion"].sum())
+    low, high = binomtest(int(confusion.trace()), total).proportion_ci(method="wilson")
+    lines = [
+        f"loss {result['loss']:.4f} (mean per image), accuracy {result['accuracy']:.4f} "
+        f"({low:.4f} to {high:.4f}), {total:,} images",
+        "",
+    ]
+    wide = max(len("class"), *(len(name) for name in classes))
+    lines.append(f"{'class':<{wide}}  images  recall  precision  most often taken for")
+    for label, name in enumerate(classes):
+        row, hits = confusion[label], int(confusion[label, label])
+        count, named = int(row.sum()), int(confusion[:, label].sum())
+        wrong = row.clone()
+        wrong[label] = 0
+        other = f"{classes[int(wrong.argmax())]} ({int(wrong.max())})" if wrong.any() else "-"
+        recall, precision = (f"{hits / n:.3f}" if n else "-" for n in (count, named))
+        lines.append(f"{name:<{wide}}  {count:>6}  {recall:>6}  {precision:>9}  {other}")
+    if len(classes) <= 20:
+        cells = [[str(int(value)) for value in row] for row in confusion]
+        size = max(len(cell) for row in cells for cell in row)
+        lines += ["", "confusion matrix, rows true, columns predicted, classes in the order above"]
+        lines += ["  ".join(cell.rjust(size) for cell in row) for row in cells]
+    return "\n".join(lines)
+
+
+def load_judged(flags):
+    """(model, data set) that the flags name, the images normalised as the network was trained."""
+    path = Path(flags.run)
+    path = path / "checkpoints" / "best.pt" if path.is_dir() else path
+    model, config = load_model(path)
+    about, chosen = load_checkpoint(path)["data"], dict(config)
+    for key in ("dataset", "data_dir"):
+        chosen[key] = getattr(flags, key) or config[key]
+    chosen["image_size"] = about["shape"][-1]
+    train_set, val_set, test_set = load_datasets(chosen)
+    dataset = {"train": train_set, "val": val_set, "test": test_set}[flags.split]
+    if dataset.classes != about["classes"]:
+        raise ValueError(
+            f"{path} knows the classes {', '.join(about['classes'][:12])}; {chosen['dataset']} in "
+            f"{chosen['data_dir']} has {', '.join(dataset.classes[:12])}: name data of the same"
+        )
+    return model, replace(dataset, mean=about["mean"], std=about["std"])
+
+
+@dataclass
+class Flags:
+    run: tyro.conf.Positional[str]
+    """a run folder, or a checkpoint"""
+    split: Literal["test", "val", "train"] = "test"
+    dataset: str = ""
+    """another data set than the one it was trained on, with the same classes"""
+    data_dir: str = ""
+    """where the data lie, if not where they lay"""
+
+
+def main(flags):
+    model, dataset = load_judged(flags)
+    print(report(evaluate(model, dataset), dataset.classes))
+
+
+if __name__ == "__main__":
+    from experiment import exit_cleanly
+
+    exit_cleanly(main)(tyro.cli(Flags))

@@ -1,7 +1,6 @@
 """Exercise 2.3: what does the CNN look at, and can we trust the picture?
 
     python exercise_2_3.py                                  # train, then draw the maps
-    python exercise_2_3.py --epochs 8                       # a first look, 17 minutes on 2 cores
     python exercise_2_3.py --checkpoint runs/.../best.pt    # draw the maps alone
     python exercise_2_3.py --cam.indices 1936 1526 1527 3535 3536 3537    # of these test images
     python exercise_2_3.py --dataset digits                 # no download, one minute
@@ -41,18 +40,20 @@ config = defaults | {
     "epochs": 40,
     # class activation maps
     "cam": {
-        "per_class": 3,
-        "indices": [],  # test images to draw instead of a few of every class
+        "per_class": 3,  # 0 draws all of them
+        "indices": [],  # test images to draw instead
+        "contrast": "none",  # "church,parachute": why the one and not the other
+        "grid": False,  # show the cells of the map
     },
 }
-STEM = {"channels": 32, "kernel_size": 5, "stride": 2, "padding": 2}
 presets = {
     "digits": {"dataset": "digits", "epochs": 10},
     "best": {
         "model": {
             # a stem that shrinks fast, then residual layers at 16 x 16 and 8 x 8 cells
-            "layers": [STEM, 64, {"channels": 128, "pool": 1}, {"channels": 128, "pool": 1}]
-            + [256, 256, 256],
+            "layers": [{"channels": 32, "kernel_size": 5, "stride": 2, "padding": 2}, 64]
+            + 2 * [{"channels": 128, "pool": 1}]
+            + 3 * [256],
             "residual": True,
         },
         "optimizer": "adamw",

@@ -1,14 +1,18 @@
 """What every exercise has around it: one run a seed, results.json, errors in one line."""
 
+import contextlib
 import functools
 import os
+import shlex
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
 from statistics import fmean, stdev
 
-from config import complete_config, defaults, refuse
-from distributed import first_only, from_first, joined, wait, world
+from config import complete_config, defaults, merge, refuse
+from distributed import first_only, from_first, joined, rank, wait, world
 from interruption import Stopped
 from models import count_parameters
 from seeds import can_stack, train_seeds
@@ -28,18 +32,25 @@ def experiment(function):
 
     @functools.wraps(function)
     def main(config):
-        with joined(choose_device((defaults | config)["device"])):
-            config = from_first(name_run, config, name)
+        with together(config):
+            config = from_first(name_run, config, name, function.__globals__["config"])
             several = run_seeds if config["seeds"] else run
             return several(function, name, config)
 
     return exit_cleanly(main) if function.__module__ == "__main__" else main
 
 
-def name_run(config, name):
+def together(config):
+    """Inside, the processes of torchrun can talk to each other; one alone has nobody to talk to."""
+    if world() == 1:
+        return contextlib.nullcontext()
+    return joined(choose_device(merge(defaults, config)["device"]))
+
+
+def name_run(config, name, own):
     """A complete config with the run folder named: after a restart by torchrun (--max-restarts) the
     one of the first attempt, resumed where it got that far."""
-    config = defaults | config
+    config = merge(defaults, config)
     launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     launch = os.getppid() if launch == "none" else launch.replace("/", "_")
     note = Path("runs") / name / f".torchrun-{launch}"
@@ -49,7 +60,7 @@ def name_run(config, name):
         folder = note.read_text(encoding="utf-8") if noted else config["run_dir"]
         started = (Path(folder) / "config.json").is_file()
         config |= {"run_dir": folder, "resume": folder if started else "none"}
-    config = complete_config(config, name)
+    config = complete_config(config, name, own)
     if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and not named:
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(config["run_dir"], encoding="utf-8")
@@ -59,9 +70,10 @@ def name_run(config, name):
 def run(function, name, config):
     """Run the exercise once; print, write and return its results."""
     start = time.perf_counter()
-    results = {"exercise": name, "config": config, **function(config)}
-    results |= {"seconds": time.perf_counter() - start, "run_dir": config["run_dir"]}
-    first_only(write_json)(Path(config["run_dir"]) / "results.json", results)
+    with disk_errors_explained(config["run_dir"]):
+        results = {"exercise": name, "config": config, **function(config)}
+        results |= {"seconds": time.perf_counter() - start, "run_dir": config["run_dir"]}
+        first_only(write_json)(Path(config["run_dir"]) / "results.json", results)
     print(result_lines(results), flush=True)
     return results
 
@@ -85,6 +97,10 @@ def run_seeds(function, name, config):
         runs = [run(function, name, from_first(going_on, single)) for single in singles]
     except Stopped as stop:
         raise Stopped(stop.signum, folder) from None
+    except (ValueError, OSError):
+        if config["resume"] == "none" and rank() == 0 and not any(folder.glob("seed_*")):
+            shutil.rmtree(folder, ignore_errors=True)  # it ended before any training began
+        raise
     pick = {
         f"{split}_{metric}": [r[split][metric] for r in runs]
         for split in ("val", "test")
@@ -100,13 +116,30 @@ def run_seeds(function, name, config):
         "seconds": time.perf_counter() - start,
         "run_dir": config["run_dir"],
     }
-    first_only(write_json)(folder / "results.json", results)
+    with disk_errors_explained(folder):
+        first_only(write_json)(folder / "results.json", results)
     mean, std = results["mean"], results["std"]
     print(
         f"{len(runs)} seeds: test accuracy {mean['test_accuracy']:.4f} +- "
         f"{std['test_accuracy']:.4f}, test loss {mean['test_loss']:.4f} +- {std['test_loss']:.4f}"
     )
     return results
+
+
+@contextlib.contextmanager
+def disk_errors_explained(folder):
+    """Turn what the system says of a file, as on a full disk, into one line with the way out."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # one of ours, which says it all
+            raise
+        what = error.filename or "a file"
+        once = f"; once that is mended, --resume {folder} repeats what is missing"
+        raise ValueError(
+            f"{what} cannot be read or written: {error.strerror}"
+            f"{once if (Path(folder) / 'config.json').is_file() else ''}"
+        ) from None
 
 
 def going_on(config):
@@ -147,7 +180,7 @@ def exit_cleanly(main):
     def wrapped(config):
         try:
             return main(config)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             refuse(error)
         except RuntimeError as error:
             if world() == 1 or not any(word in str(error) for word in ("peer", "remote process")):
@@ -155,8 +188,7 @@ def exit_cleanly(main):
             say("error: another process of this run ended; torchrun says below which was the first")
             raise SystemExit(1) from None
         except Stopped as stop:
-            python, script = "python" if world() == 1 else "torchrun ...", Path(sys.argv[0]).name
-            say(f"stopped; go on with: {python} {script} --resume {stop.folder}")
+            say(f"stopped; go on with: {resume_command(stop.folder)}")
             wait()  # torchrun ends the others when the first is gone
             raise SystemExit(128 + stop.signum) from None
         except KeyboardInterrupt:
@@ -169,3 +201,13 @@ def exit_cleanly(main):
 @first_only
 def say(text):
     print(text, file=sys.stderr, flush=True)
+
+
+def resume_command(folder):
+    """What to type, here, to go on with the run in `folder`."""
+    python = Path(sys.executable)
+    with contextlib.suppress(ValueError):
+        python = python.relative_to(Path.cwd())
+    launcher = [str(python)] if world() == 1 else ["torchrun", "..."]  # its flags we do not know
+    words = [*launcher, sys.argv[0], "--resume", str(folder)]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

@@ -33,8 +33,11 @@ def parse_flags(base, presets, args):
 
     Raises ValueError with what is wrong in one line. --help prints and exits.
     """
+    layers = base["model"]["layers"]
+    channels = [layer["channels"] if isinstance(layer, dict) else layer for layer in layers]
+    base = base | {"model": base["model"] | {"layers": channels}}  # a flag takes numbers alone
     kinds = _annotation(base)
-    kinds.__annotations__["preset"] = Literal[tuple(presets)]
+    kinds.__annotations__["preset"] = Literal[(*presets, base["preset"])]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -51,6 +54,8 @@ def parse_flags(base, presets, args):
         raise ValueError(_first_paragraph(complaint.getvalue())) from None
     if unknown:
         raise ValueError(_unknown(unknown[0], flag_names(base)))
+    if parsed["model"]["layers"] == channels and find_flag(args, "--model.layers") is None:
+        parsed["model"]["layers"] = copy.deepcopy(layers)
     return dict(parsed)
 
 
@@ -63,7 +68,7 @@ def _first_paragraph(box):
             groups.append([])
         else:
             groups[-1].append(text)
-    return " ".join(groups[1])
+    return " ".join(groups[min(1, len(groups) - 1)])
 
 
 def flag_names(config, prefix="--"):

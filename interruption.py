@@ -44,11 +44,14 @@ def stop_requests(folder, agree=lambda signum, final: signum):
     if threading.current_thread() is not threading.main_thread():
         yield check
         return
-    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: handler for s, handler in before.items() if handler != signal.SIG_IGN}
+    for signum in before:  # one that is ignored, as in a job of the background, stays so
+        signal.signal(signum, note)
     try:
         yield check
         check(final=True)  # one that came after the last batch
     finally:
         # of several processes those that stop do not listen again: a second Ctrl-C is on its way
         for signum, handler in before.items() if world() == 1 or not received else ():
-            signal.signal(signum, handler)
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)

@@ -1,16 +1,17 @@
-"""The networks: MLP, SkipMLP and CNN. Plain arguments in, logits out.
+"""The networks: MLP, SkipMLP, CNN and ResNet-18. Plain arguments in, logits out.
 
 Axis letters: N images, C channels, H x W pixels, K classes, h x w the cells of the last map.
 """
 
 import copy
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from checks import fit_model
+from checks import first_line, fit_model, memory_bytes
 from config import defaults
 
 
@@ -173,7 +174,45 @@ class CNN(nn.Module):
         return self.classifier(self.features(images).mean((2, 3)))
 
 
-MODELS = {"mlp": MLP, "skip_mlp": SkipMLP, "cnn": CNN}
+class ResNet18(nn.Module):
+    """torchvision's ResNet-18 (He et al. 2016): images (N, C, H, W), C 1 or 3 -> logits (N, K).
+
+    With `pretrained`, all but the classifier comes from ImageNet; torchvision downloads it. Raises
+    FileNotFoundError where that fails.
+    """
+
+    def __init__(self, num_classes=10, pretrained=False):
+        super().__init__()
+        import torchvision
+
+        network = torchvision.models.resnet18()
+        if pretrained:
+            network.load_state_dict(download(torchvision.models.ResNet18_Weights.DEFAULT))
+        *layers, _, _ = network.children()  # without the average pooling and the Linear
+        self.layers = nn.Sequential(*layers)
+        self.classifier = nn.Linear(network.fc.in_features, num_classes)
+
+    def features(self, images):
+        return self.layers(images.expand(-1, 3, -1, -1))  # grey: three equal channels
+
+    def forward(self, images):
+        return self.classifier(self.features(images).mean((2, 3)))
+
+
+def download(weights):
+    """The state_dict that torchvision publishes as `weights`, from its cache where it is there."""
+    try:
+        return weights.get_state_dict()
+    except OSError as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise FileNotFoundError(
+            f"{weights.url.rpartition('/')[2]} is not in {folder} and could not be downloaded "
+            f"({type(error).__name__}; is there a network?): put it there, or set "
+            f"model.pretrained to False"
+        ) from None
+
+
+MODELS = {"mlp": MLP, "skip_mlp": SkipMLP, "cnn": CNN, "resnet18": ResNet18}
 
 
 def build_model(config):
@@ -189,12 +228,18 @@ def build_model(config):
         model["layer_sizes"] = model.pop("layers")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
+        network = MODELS[model.pop("kind")]
+        sizes = {key: value for key, value in model.items() if key != "pretrained"}
         try:
-            return MODELS[model.pop("kind")](**model)
+            with torch.device("meta"):  # counted before they are made: systems promise too much
+                needed = 16 * count_parameters(network(**sizes))  # with gradients and Adam's means
+            if needed > memory_bytes():
+                raise MemoryError(f"{needed / 2**30:.0f} GiB")
+            return network(**model)
         except (RuntimeError, MemoryError, OverflowError) as error:  # the allocator's
             raise ValueError(
                 f"model.layers {config['model']['layers']}: a network of this size does not fit in "
-                f"the memory ({str(error).splitlines()[0][:80]}): lower --model.layers"
+                f"the memory ({first_line(error)}): lower --model.layers"
             ) from None
 
 
@@ -213,33 +258,3 @@ def fold_norms(model):
 
 def count_parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def layer_table(model, image_shape):
-    """A text table of the layers that hold weights: name, output shape, parameters.
-
-    `image_shape` is (C, H, W). Runs one blank image through the network.
-    """
-    rows = []
-
-    def note(name):
-        def hook(module, inputs, output):
-            shape = " x ".join(str(size) for size in output.shape[1:])
-            rows.append((name, type(module).__name__, shape, count_parameters(module)))
-
-        return hook
-
-    leaves = [(name, m) for name, m in model.named_modules() if not list(m.children())]
-    drawn = [(n, m) for n, m in leaves if count_parameters(m) or isinstance(m, nn.MaxPool2d)]
-    hooks = [module.register_forward_hook(note(name)) for name, module in drawn]
-    training = model.training
-    reference = next(model.parameters())
-    with torch.no_grad():
-        model.eval()(reference.new_zeros(1, *image_shape))
-    model.train(training)
-    for hook in hooks:
-        hook.remove()
-    rows.append(("total", "", "", count_parameters(model)))
-    lines = [f"{'layer':<24}{'type':<14}{'output':<18}{'parameters':>12}"]
-    lines += [f"{name:<24}{kind:<14}{shape:<18}{count:>12,}" for name, kind, shape, count in rows]
-    return "\n".join(lines)

@@ -1,9 +1,13 @@
-"""What a training prints while it runs."""
+"""What a training prints: its layers before it starts, and how far it is."""
 
 import sys
 import time
 
+import torch
+from torch import nn
 from tqdm import tqdm
+
+from models import count_parameters
 
 
 class Progress:
@@ -43,3 +47,33 @@ class Progress:
 
     def close(self):
         self.bar.close()
+
+
+def layer_table(model, image_shape):
+    """A text table of the layers that hold weights: name, output shape, parameters.
+
+    `image_shape` is (C, H, W). Runs one blank image through the network.
+    """
+    rows = []
+
+    def note(name):
+        def hook(module, inputs, output):
+            shape = " x ".join(str(size) for size in output.shape[1:])
+            rows.append((name, type(module).__name__, shape, count_parameters(module)))
+
+        return hook
+
+    leaves = [(name, m) for name, m in model.named_modules() if not list(m.children())]
+    drawn = [(n, m) for n, m in leaves if count_parameters(m) or isinstance(m, nn.MaxPool2d)]
+    hooks = [module.register_forward_hook(note(name)) for name, module in drawn]
+    training = model.training
+    reference = next(model.parameters())
+    with torch.no_grad():
+        model.eval()(reference.new_zeros(1, *image_shape))
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    rows.append(("total", "", "", count_parameters(model)))
+    lines = [f"{'layer':<24}{'type':<14}{'output':<18}{'parameters':>12}"]
+    lines += [f"{name:<24}{kind:<14}{shape:<18}{count:>12,}" for name, kind, shape, count in rows]
+    return "\n".join(lines)

@@ -26,15 +26,9 @@ from interruption import Stopped, stop_requests
 from models import MLP, SkipMLP, build_model
 from optimisation import Schedule, make_optimizer
 from progress import Progress
+from steps import check_finite, not_finite, train_epoch
 from tracking import Tracker, only_writer, open_run, write_manifest
-from training import (
-    check_finite,
-    choose_device,
-    keep_on,
-    not_finite,
-    threads_restored,
-    train_epoch,
-)
+from training import choose_device, keep_on, memory_errors_explained, threads_restored
 
 
 class Stack(nn.Module):
@@ -158,9 +152,11 @@ def train_stack(configs, shows=True):
             "scheduler": schedule.state_dict(),
             "history": histories[position],
             "wandb_id": None,
+            "data": train_sets[0].about(),
         }
 
     with ExitStack() as held:
+        held.enter_context(memory_errors_explained(config))
         check = held.enter_context(stop_requests(Path(config["run_dir"]).parent))
         for position, (c, train_set) in enumerate(zip(configs, train_sets, strict=True)):
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import os
 import platform
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from torch.utils.tensorboard import SummaryWriter
 
 from distributed import first_only, rank, world
+from events import EventFile
+from wandb_sink import WandbSink
 
 
 def open_run(config, fill=lambda folder: None):
@@ -40,8 +42,8 @@ def open_run(config, fill=lambda folder: None):
             f"run folder {folder} already exists: go on with --resume {folder}, or choose another "
             f"--run_dir"
             if taken
-            else f"run folder {folder} cannot be written: {error.strerror}; choose another "
-            f"--run_dir"
+            else f"run folder {folder} cannot be written: {error.strerror or error}; choose "
+            f"another --run_dir"
         ) from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -66,7 +68,9 @@ def only_writer(folder):
             f"another --run_dir"
         ) from None
     except OSError as error:
-        raise ValueError(f"run folder {folder} cannot be written: {error.strerror}") from None
+        raise ValueError(
+            f"run folder {folder} cannot be written: {error.strerror or error}"
+        ) from None
     try:
         yield
     finally:
@@ -76,9 +80,20 @@ def only_writer(folder):
 def write_json(path, content):
     """Write `content`, tensors as lists, so that a reader never sees half a file."""
     text = json.dumps(content, indent=2, default=lambda value: value.tolist())
+    write_whole(path, text + "\n")
+
+
+def write_whole(path, text):
+    """Write `text` so that `path` holds either its old content or all of the new one."""
     unfinished = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    try:
+        with unfinished.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        unfinished.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):  # what is half written takes the room that is missing
+            unfinished.unlink(missing_ok=True)
+        raise
 
 
 def describe_process(device):
@@ -104,8 +119,9 @@ def write_manifest(folder, config, train_set, device):
 def note_resumed(folder, config, epoch, device):
     """Add to the manifest that the run goes on, after `epoch` epochs, and by what."""
     write_json(folder / "config.json", config)
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    path, manifest = folder / "manifest.json", {"resumed": []}
+    with contextlib.suppress(OSError, ValueError):  # one that is lost is no reason not to go on
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     manifest["resumed"].append({"after_epoch": epoch} | describe_process(device))
     write_json(path, manifest)
 
@@ -146,84 +162,64 @@ class Tracker:
     """log(metrics, step) to TensorBoard, W&B and metrics.csv under the same `split/metric` names.
 
     `history` holds the rows of the epochs that a resumed run keeps; later ones are dropped from
-    every sink, so that no point is there twice. Of several processes rank 0 alone writes.
+    every sink, so that no point is there twice. What cannot be written, on a full disk say, is
+    tried again after the next epoch: none of this ends a run, whose history is in the checkpoint.
+    Of several processes rank 0 alone writes.
     """
 
     def __init__(self, folder, config, history, wandb_id=None):
-        self.folder, self.wandb_id = folder, None
+        self.folder, self.rows, self.events = folder, list(history), None
+        self.wandb_id = None
         if rank() > 0:
             return
-        self.metrics_file = folder / "metrics.csv"
-        self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=len(history) + 1)
-        self.wandb = start_wandb(folder, config, wandb_id)
-        self.wandb_id = self.wandb.id if self.wandb else None
-        self.metrics_file.unlink(missing_ok=True)
-        for row in history:
-            self._write_row(row)
+        written = any((folder / "tensorboard").glob("events*"))
+        self.purge_step = len(history) + 1 if written else 1
+        self.unwritten = [] if written else list(history)  # what TensorBoard does not have yet
+        self.wandb = WandbSink(folder, config, wandb_id)
+        for row in [] if wandb_id else history:
+            self.wandb.log(row)
+        self.wandb_id = self.wandb.id
+        self._write()
 
     @first_only
     def log(self, metrics, step):
-        """`metrics` maps split/metric to a float; `step` is the epoch, from 1.
+        """`metrics` maps split/metric to a float; `step` is the epoch, from 1."""
+        row = {"epoch": step} | metrics
+        self.rows.append(row)
+        self.unwritten.append(row)
+        self._write()
+        self.wandb.log(row)
 
-        Speed is left out of metrics.csv, so that a run repeated is the same file byte for byte.
-        """
-        self._write_row({"epoch": step} | metrics)
-        for name, value in metrics.items():
-            self.tensorboard.add_scalar(name, value, step)
-        self.tensorboard.flush()
-        if self.wandb:
-            try:
-                self.wandb.log({"epoch": step} | metrics)
-            except Exception as error:
-                self._drop_wandb(error)
-
-    def _write_row(self, row):
-        row = {name: value for name, value in row.items() if not name.endswith("per_second")}
-        new = not self.metrics_file.exists()
-        with self.metrics_file.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, row)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
-
-    def _drop_wandb(self, error):
-        print(f"W&B stopped ({error}); training goes on without it", file=sys.stderr)
-        self.wandb = None
+    def _write(self):
+        try:
+            write_metrics(self.folder, self.rows)
+            self.events = self.events or EventFile(self.folder / "tensorboard", self.purge_step)
+            while self.unwritten:
+                epoch, *metrics = self.unwritten[0].items()
+                self.events.add(dict(metrics), epoch[1])
+                self.unwritten.pop(0)
+        except OSError as error:
+            print(
+                f"warning: metrics of epoch {len(self.rows)} could not be written to {self.folder} "
+                f"({error.strerror or error}); the checkpoint holds them, trying again next epoch",
+                file=sys.stderr,
+            )
 
     @first_only
     def close(self):
-        self.tensorboard.close()
-        if self.wandb:
-            try:
-                self.wandb.finish()
-            except Exception as error:
-                self._drop_wandb(error)
+        if self.events:
+            self.events.close()
+        self.wandb.close()
 
 
-def start_wandb(folder, config, run_id):
-    """A W&B run, online when logged in and offline otherwise, or None. Never asks, never raises."""
-    if config["wandb_mode"] == "disabled":
-        return None
-    try:
-        os.environ.setdefault("WANDB_SILENT", "true")
-        import wandb
+def write_metrics(folder, history):
+    """metrics.csv of a history, a row an epoch.
 
-        mode = config["wandb_mode"]
-        if mode == "auto":
-            mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
-        run = wandb.init(
-            project="lab01",
-            group=folder.parent.name,
-            name=folder.name,
-            id=run_id,
-            resume="allow" if run_id and mode == "online" else None,
-            dir=str(folder),
-            config=config,
-            mode=mode,
-            settings=wandb.Settings(finish_timeout=30, init_timeout=30, silent=True),
-        )
-        run.define_metric("*", step_metric="epoch")
-        return run
-    except Exception as error:
-        print(f"W&B could not start ({error}); training goes on without it", file=sys.stderr)
-        return None
+    Speed is left out, so that a run repeated is the same file byte for byte.
+    """
+    rows = [{k: v for k, v in row.items() if not k.endswith("per_second")} for row in history]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0] if rows else ["epoch"])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(folder / "metrics.csv", text.getvalue())

@@ -1,23 +1,39 @@
 """The train loop: optimizer, schedule, loss, checkpoints and logs, from one config."""
 
 import contextlib
-import math
-import time
+import copy
+from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 
-from checkpoint import CheckpointWriter, load_checkpoint, load_last, save_checkpoint
-from checks import data_shape
+from checkpoint import (
+    CheckpointWriter,
+    load_checkpoint,
+    load_last,
+    load_weights,
+    mend_best,
+    save_checkpoint,
+)
+from checks import data_shape, first_line
 from compiled import make_step
-from config import RESUMABLE, complete_config, defaults, differences, merge
+from config import RESUMABLE, complete_config, differences, flatten
 from dataset import batches, derive_seed
-from distributed import agreement, average_statistics, from_first, own_device, rank, shared_step
+from distributed import (
+    agreement,
+    average_statistics,
+    first_only,
+    from_first,
+    own_device,
+    rank,
+    shared_step,
+    world,
+)
 from evaluate import evaluate
 from interruption import stop_requests
-from models import CNN, layer_table
+from models import CNN
 from optimisation import Schedule, make_optimizer
-from progress import Progress
+from progress import Progress, layer_table
+from steps import batch_sizes, check_finite, plain_step, train_epoch
 from tracking import (
     Tracker,
     device_name,
@@ -25,6 +41,7 @@ from tracking import (
     only_writer,
     open_run,
     write_manifest,
+    write_metrics,
 )
 
 
@@ -49,6 +66,15 @@ def train(model, train_set, val_set, config):
     loss stops being finite, and where a batch does not fit in the memory.
     """
     config = complete_config(config)
+    with contextlib.ExitStack() as held, memory_errors_explained(config):
+        if config["resume"] != "none":  # from here on: nothing that is read changes any more
+            held.enter_context(only_writer(Path(config["resume"])))
+        return train_held(model, train_set, val_set, config, held)
+
+
+def train_held(model, train_set, val_set, config, held):
+    """`train` with a checked config; the run folder is entered into the ExitStack `held`."""
+    check_last_batch(model, train_set, config["batch_size"])
     device = choose_device(config["device"])
     if device.type == "cpu" and not isinstance(model, CNN):
         torch.set_num_threads(1)  # two meet more often than they help in matrices this small
@@ -59,16 +85,19 @@ def train(model, train_set, val_set, config):
     parts = {"model": model, "optimizer": optimizer, "scheduler": schedule}
     resumed = config["resume"] != "none"
     history, wandb_id = restore(parts, config) if resumed else ([], None)
-    if len(history) >= config["epochs"]:
-        return take_best(model, open_run(config), history)  # a finished run is looked at again
+    if len(history) >= config["epochs"]:  # a finished run is looked at again
+        folder = open_run(config)
+        first_only(write_metrics)(folder, history)
+        return take_best(model, folder, history)
     first = slice(config["batch_size"])
     images, labels = train_set.normalise(train_set.images[first]), train_set.labels[first]
+    table = layer_table(model, train_set.images.shape[1:])
     plain = shared_step(plain_step, model, optimizer, config, len(train_set))
     step = make_step(plain, model, optimizer, images, labels, schedule.total, config)
 
     def state():
         parts_now = {name: part.state_dict() for name, part in parts.items()}
-        return parts_now | {"history": history, "wandb_id": wandb_id}
+        return parts_now | {"history": history, "wandb_id": wandb_id, "data": train_set.about()}
 
     def fill(folder):
         write_manifest(folder, config, train_set, device)
@@ -76,39 +105,34 @@ def train(model, train_set, val_set, config):
         save_checkpoint(folder / "checkpoints" / "last.pt", start)
 
     folder = open_run(config, fill)
-    print(f"device: {device_name(device)}, threads: {torch.get_num_threads()}")
-    print(layer_table(model, train_set.images.shape[1:]))
+    if not resumed:
+        held.enter_context(only_writer(folder))
+    check = held.enter_context(stop_requests(folder, agreement(device)))
+    print(f"device: {device_name(device)}, threads: {torch.get_num_threads()}\n{table}")
     print(f"run folder: {folder}", flush=True)
     train_set, val_set = keep_on(device, train_set), keep_on(device, val_set)
-    with (
-        only_writer(folder),
-        stop_requests(folder, agreement(device)) as check,
-        memory_errors_explained(config),
-    ):
-        if resumed:
-            note_resumed(folder, config, len(history), device)
-        tracker = Tracker(folder, config, history, wandb_id)
-        wandb_id = tracker.wandb_id
-        progress = Progress(config["epochs"], len(sizes), history)
-        writer = CheckpointWriter(folder, config)
-        try:
-            for epoch in range(len(history) + 1, config["epochs"] + 1):
-                torch.manual_seed(derive_seed(config["seed"], "dropout", epoch) + rank())
-                model.train()
-                dealt = progress.watch(batches(train_set, config, epoch, device), epoch, check)
-                losses, metrics = train_epoch(step, dealt, schedule, sizes)
-                check_finite(losses, model, epoch, schedule)
-                average_statistics(model)
-                val = evaluate(model, val_set)
-                metrics["train/lr"] = optimizer.param_groups[0]["lr"]
-                metrics |= {"val/loss": val["loss"], "val/accuracy": val["accuracy"]}
-                history.append({"epoch": epoch} | metrics)
-                tracker.log(metrics, epoch)
-                progress.report(history)
-                writer.save(state())
-        finally:
-            progress.close()
-            tracker.close()
+    if resumed:
+        note_resumed(folder, config, len(history), device)
+    tracker = Tracker(folder, config, history, wandb_id)
+    held.callback(tracker.close)
+    wandb_id = tracker.wandb_id
+    progress = Progress(config["epochs"], len(sizes), history)
+    held.callback(progress.close)
+    writer = CheckpointWriter(folder, config)
+    for epoch in range(len(history) + 1, config["epochs"] + 1):
+        torch.manual_seed(derive_seed(config["seed"], "dropout", epoch) + rank())
+        model.train()
+        dealt = progress.watch(batches(train_set, config, epoch, device), epoch, check)
+        losses, metrics = train_epoch(step, dealt, schedule, sizes)
+        check_finite(losses, model, epoch, schedule)
+        average_statistics(model)
+        val = evaluate(model, val_set)
+        metrics["train/lr"] = optimizer.param_groups[0]["lr"]
+        metrics |= {"val/loss": val["loss"], "val/accuracy": val["accuracy"]}
+        history.append({"epoch": epoch} | metrics)
+        tracker.log(metrics, epoch)
+        progress.report(history)
+        writer.save(state())
     return take_best(model, folder, history)
 
 
@@ -120,74 +144,22 @@ def take_best(model, folder, history):
     return [row["val/accuracy"] for row in history], [row["val/loss"] for row in history]
 
 
-def plain_step(model, optimizer, config):
-    """step(images, labels) -> (loss, number of correct predictions), after one update."""
-    device = next(model.parameters()).device
-    forward = model
-    if uses_bfloat16(config, device):
-        forward = torch.autocast(device.type, torch.bfloat16)(model)
-
-    def step(images, labels):
-        logits = forward(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=config["label_smoothing"])
-        loss.backward()
-        optimizer.found_inf = not_finite(loss)  # then it leaves the weights as they are
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
-
-    return step
-
-
-def not_finite(loss):
-    """1 or 0 as a float tensor, which torch's fused optimizers ask before they update."""
-    return (~loss.detach().isfinite()).float()
-
-
-def batch_sizes(length, batch_size):
-    """The images of every step of an epoch, over all processes."""
-    return [min(batch_size, length - start) for start in range(0, length, batch_size)]
-
-
-def train_epoch(step, batches, schedule, sizes=None):
-    """One pass over `batches`; (losses of the steps, means over its images as metrics).
-
-    The images are met as trained: augmented, with dropout. Ends early where a loss is not finite;
-    on a GPU, where asking would stall every step, that is seen at the end. A stack of networks has
-    a loss each, and lists as metrics. `sizes` are the images of every step, where `batches` are
-    shares of them.
-    """
-    start, losses, hits, own_sizes = time.perf_counter(), [], [], []
-    for images, labels in batches:
-        schedule.step()
-        loss, correct = step(images, labels)
-        losses.append(loss)
-        hits.append(correct)
-        own_sizes.append(labels.shape[-1])
-        if loss.device.type == "cpu" and not math.isfinite(loss.sum()):
-            break
-    sizes = (sizes or own_sizes)[: len(losses)]
-    losses, hits, count = torch.stack(losses).cpu(), torch.stack(hits).cpu(), sum(sizes)
-    weights = torch.tensor(sizes, dtype=torch.float64) / count
-    metrics = {
-        "train/loss": torch.tensordot(weights, losses.double(), dims=1).tolist(),
-        "train/accuracy": (hits.sum(0) / count).tolist(),
-    }
-    return losses, metrics | {"train/images_per_second": count / (time.perf_counter() - start)}
-
-
-def check_finite(losses, model, epoch, schedule):
-    """Raise ValueError where a loss of the epoch's steps, or a weight after it, is not finite."""
-    good = losses.isfinite()
-    if good.all() and all(parameter.isfinite().all() for parameter in model.parameters()):
+def check_last_batch(model, train_set, batch_size):
+    """Raise ValueError where a batch of one image leaves BatchNorm one value a channel; of several
+    processes, where the share of one does."""
+    last = (len(train_set) % batch_size or batch_size) // world()
+    if last > 1 or not isinstance(model, CNN):
         return
-    number = int((~good).nonzero()[0, 0]) if not good.all() else len(losses) - 1
-    lr = schedule.lr_of(schedule.taken - len(losses) + number)
-    raise ValueError(
-        f"the loss is {losses[number].item()} in epoch {epoch}, step {number + 1}, at learning "
-        f"rate {lr:g}: lower --lr; the weights of that step were left as they were, and the "
-        f"checkpoints of the epochs before are whole"
-    )
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            trial = copy.deepcopy(model).train()
+            trial(train_set.normalise(train_set.images[:1]).to(next(model.parameters()).device))
+    except ValueError:
+        raise ValueError(
+            f"batch_size {batch_size} leaves a {'batch' if world() == 1 else 'share'} of one of the "
+            f"{len(train_set)} training images, and its maps of one cell have no deviation for BatchNorm: choose another "
+            f"--batch_size, or fewer layers"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -196,12 +168,14 @@ def memory_errors_explained(config):
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        text = str(error).lower()
+        missing = any(words in text for words in ("out of memory", "allocate", "enough memory"))
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not missing:
             raise
         shape = " x ".join(map(str, data_shape(config)[0]))
         raise ValueError(
             f"batch_size {config['batch_size']} of images of {shape} does not fit in the memory "
-            f"({str(error).splitlines()[0][:120]}): lower --batch_size or --image_size"
+            f"({first_line(error)}): lower --batch_size or --image_size, or the network's layers"
         ) from None
 
 
@@ -214,11 +188,6 @@ def choose_device(name):
     return own_device(torch.device(name))
 
 
-def uses_bfloat16(config, device):
-    on_by_default = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return {"auto": on_by_default, "bfloat16": True, "float32": False}[config["precision"]]
-
-
 def keep_on(device, dataset):
     """The data set on `device`, where it takes at most half of the memory that is free there."""
     if device.type == "cuda" and dataset.images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
@@ -229,8 +198,13 @@ def keep_on(device, dataset):
 def restore(parts, config):
     """Load the last checkpoint of the run in config["resume"]; return (history, wandb_id)."""
     state = from_first(load_last, config["resume"])
-    changed = differences(merge(defaults, state["config"]), config)
-    changed = {key: pair for key, pair in changed.items() if key not in RESUMABLE}
+    changed = differences(state["config"], config)
+    started_with = flatten(state["config"])  # a key that came later has its default
+    changed = {
+        key: pair
+        for key, pair in changed.items()
+        if key in started_with and key.split(".")[0] not in RESUMABLE
+    }
     if changed:
         listed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
         raise ValueError(
@@ -238,6 +212,7 @@ def restore(parts, config):
             f"resume with the same, or start a new run"
         )
     for name, part in parts.items():
-        part.load_state_dict(state[name])
+        load_weights(part, state[name], config["resume"])
+    first_only(mend_best)(config["resume"], state["history"])
     config["compile"] = state["config"]["compile"]  # the bits of the run depend on it
     return state["history"], state["wandb_id"]

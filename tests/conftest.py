@@ -1,5 +1,6 @@
 """Shared fixtures: small configs, run folders, folders of pictures, and the real data."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +86,15 @@ def random_images():
     images = torch.randint(0, 256, (37, 1, 8, 8), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 3, (37,), generator=generator)
     return ImageDataset(images, labels, ["a", "b", "c"], [0.4], [0.2])
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Starts scripts as processes of their own, without the seconds that imports take."""
+    from forks import Forks
+
+    if not hasattr(os, "fork"):
+        pytest.skip("this system cannot fork")
+    forks = Forks()
+    yield forks
+    forks.close()

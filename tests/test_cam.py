@@ -1,25 +1,24 @@
 """Maps that add up to the logit, and pictures that show what the maps say."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from matplotlib import colormaps
 from PIL import Image
-from pytorch_grad_cam import GradCAM
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
+import exercise_2_3
 from cam import (
-    COLOURS,
     ClassActivation,
     activate,
     cam,
-    folder_name,
     generate_class_activation_map,
     save_cam_visualization,
 )
+from cam_pictures import COLOURS, HEADER, MARGIN, PANEL, blend
 from dataset import ImageDataset
+from gallery import folder_name
 from models import CNN, MLP
 
 NETWORKS = [
@@ -28,6 +27,8 @@ NETWORKS = [
     {"layers": [6, {"channels": 8, "stride": 2, "pool": 1}], "image_size": 20, "dropout": 0.5},
     {"layers": [5, 7], "image_size": 15, "kernel_size": 5, "padding": 0},
 ]
+
+CHOICE = exercise_2_3.config["cam"] | {"per_class": 2}
 
 
 def random_network(settings, dtype=torch.float32):
@@ -50,32 +51,12 @@ def test_a_map_averages_to_its_logit(settings, dtype, bound):
         torch.testing.assert_close(activation.logits, model.eval()(images))
 
 
-@pytest.mark.parametrize("settings", NETWORKS)
-def test_a_map_cut_at_zero_is_grad_cam(settings):
-    model, images = random_network(settings)
-    classes = [0, 1, 2, 3, 4, 5, 6, 0, 1]
-    maps = generate_class_activation_map(model, images, classes).maps.relu()
-    ours = maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)
-    with GradCAM(model.eval(), [model.layers]) as explainer:
-        gradients = explainer.activations_and_grads
-        explainer(images, [ClassifierOutputTarget(c) for c in classes])
-        activations, slopes = gradients.activations[0], gradients.gradients[0]
-    theirs = explainer.get_cam_image(
-        images, model.layers, None, activations.numpy(), slopes.numpy()
-    )
-    theirs = torch.as_tensor(theirs).relu()
-    theirs = theirs / theirs.amax((1, 2), keepdim=True).clamp(min=1e-12)
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-
-
 def test_the_map_fails_to_add_up_where_it_is_taken_before_the_pooling():
     model, images = random_network(NETWORKS[0])
     early = torch.nn.functional.interpolate(model.eval().features(images) ** 2, (4, 4))
     activation = generate_class_activation_map(model, images)
     wrong = torch.einsum("nc,nchw->nhw", model.classifier.weight[activation.classes], early)
-    broken = ClassActivation(
-        wrong, activation.classes, activation.logits, activation.confidence, activation.biases
-    )
+    broken = replace(activation, maps=wrong)
     assert broken.completeness_error().max() > 1e-2
 
 
@@ -124,31 +105,64 @@ def activation_of(values):
     maps = torch.as_tensor(values)[None]
     logits = torch.tensor([[0.0, float(maps.mean()), -1.0]])
     one = torch.tensor([1])
-    return ClassActivation(maps, one, logits, logits.softmax(1)[:, 1], torch.zeros(1))
+    total = maps.mean((1, 2))
+    return ClassActivation(maps, one, logits, logits.softmax(1)[:, 1], torch.zeros(1), total)
 
 
-def test_the_hottest_cell_has_the_top_colour_and_the_coldest_the_bottom_one(tmp_path):
-    values = torch.zeros(4, 4)
-    values[1, 2], values[3, 0] = 8.0, -8.0
+def drawn_map(path, cells):
+    """The colours (h, w, 3) in the middle of every cell of the map in a written picture."""
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    left, top = 2 * MARGIN + PANEL, HEADER
+    middles = [[int((k + 0.5) * PANEL / n) for k in range(n)] for n in cells]
+    return pixels[top : top + PANEL, left : left + PANEL][np.ix_(*middles)]
+
+
+def test_every_cell_has_its_colour_the_hottest_the_top_one_and_zero_white(tmp_path):
+    values = torch.linspace(-8, 8, 15).view(3, 5)
     image = torch.full((3, 64, 64), 128, dtype=torch.uint8)
-    save_cam_visualization(image, activation_of(values), tmp_path / "map.png", ["a", "b", "c"], 0)
-    pixels = np.asarray(Image.open(tmp_path / "map.png").convert("RGB")).astype(int)
-    cells = []
-    for end in (1.0, 0.0):
-        colour = (np.array(colormaps[COLOURS](end)[:3]) * 255).round()
-        there = np.abs(pixels - colour).max(-1) <= 2
-        rows, columns = np.where(there[:, : pixels.shape[1] * 3 // 5])  # the colour bar lies right
-        cells.append((rows.mean(), columns.mean()))
-    (hot_row, hot_column), (cold_row, cold_column) = cells
-    assert hot_row < cold_row
-    assert hot_column > cold_column
+    save_cam_visualization(image, activation_of(values), tmp_path / "map.png")
+    drawn = drawn_map(tmp_path / "map.png", (3, 5))
+    expected = COLOURS(np.linspace(0, 1, 15), bytes=True)[:, :3].reshape(3, 5, 3).astype(int)
+    assert np.abs(drawn - expected).max() <= 3  # one step of the 256
+    hot, cold = drawn[2, 4], drawn[0, 0]
+    assert hot[0] > 2 * hot[2]  # red
+    assert cold[2] > 2 * cold[0]  # blue
+    assert drawn[1, 2].min() > 240
+
+
+def test_pictures_drawn_to_one_limit_show_the_same_value_in_the_same_colour(tmp_path):
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    weak, strong = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 9.0]])
+    for name, values in (("weak", weak), ("strong", strong)):
+        save_cam_visualization(image, activation_of(values), tmp_path / f"{name}.png", limit=9.0)
+    drawn = [drawn_map(tmp_path / f"{name}.png", (1, 2)) for name in ("weak", "strong")]
+    assert np.array_equal(drawn[0][0, 0], drawn[1][0, 0])
+
+
+def test_the_overlay_is_as_opaque_as_the_map_is_strong(tmp_path):
+    photo = Image.new("RGB", (64, 64), (0, 128, 0))
+    mixed = np.asarray(blend(photo, torch.tensor([[0.0, 4.0]]), 4.0)).astype(int)
+    assert mixed[32, 0].tolist() == [0, 128, 0]  # no evidence: the photo
+    expected = 0.25 * np.array([0, 128, 0]) + 0.75 * np.array(COLOURS(1.0)[:3]) * 255
+    assert np.abs(mixed[32, -1] - expected).max() <= 1
+
+
+def test_boxes_are_outlined_where_they_are(tmp_path):
+    image = torch.full((3, 64, 64), 200, dtype=torch.uint8)
+    one, box = activation_of(torch.zeros(2, 2)), torch.tensor([[0.25, 0.5, 0.75, 1.0]])
+    save_cam_visualization(image, one, tmp_path / "box.png", boxes=box)
+    pixels = np.asarray(Image.open(tmp_path / "box.png").convert("RGB")).astype(int)
+    panel = pixels[HEADER : HEADER + PANEL, MARGIN : MARGIN + PANEL]
+    changed = np.argwhere((panel != 200).any(-1))
+    corners = np.concatenate([changed.min(0), changed.max(0)]) / (PANEL - 1)
+    assert corners == pytest.approx([0.5, 0.25, 1.0, 0.75], abs=0.01)
 
 
 def test_a_map_of_zeros_is_drawn_without_a_blank_or_a_warning(tmp_path, recwarn):
     image = torch.zeros(1, 8, 8, dtype=torch.uint8)
     save_cam_visualization(image, activation_of(torch.zeros(2, 2)), tmp_path / "zero.png")
-    assert (tmp_path / "zero.png").stat().st_size > 0
-    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+    assert (drawn_map(tmp_path / "zero.png", (2, 2)) >= 246).all()
+    assert not recwarn.list
 
 
 HOSTILE = ["../up", "a/b", "x" * 300, "🎈<script>alert(1)</script>", '"quoted"', ".."]
@@ -158,7 +172,7 @@ def test_hostile_class_names_stay_inside_the_run_folder_and_are_text_on_the_page
     model = CNN([4], image_size=8, num_classes=len(HOSTILE))
     images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
     dataset = ImageDataset(images, torch.arange(6), HOSTILE, [0.5] * 3, [0.2] * 3)
-    config = {"run_dir": str(tmp_path / "run"), "seed": 0, "cam": {"per_class": 1, "indices": []}}
+    config = {"run_dir": str(tmp_path / "run"), "seed": 0, "cam": CHOICE | {"per_class": 1}}
     rows = cam(model, dataset, config)
     written = {path.resolve() for path in tmp_path.rglob("*.png")}
     assert written == {(tmp_path / "run" / "cam" / row["path"]).resolve() for row in rows}
@@ -170,13 +184,16 @@ def test_hostile_class_names_stay_inside_the_run_folder_and_are_text_on_the_page
 
 def test_the_manifest_has_a_row_for_every_picture_and_the_worst_error(tmp_path, random_images):
     model = CNN([4], image_size=8, in_channels=1, num_classes=3)
-    config = {"run_dir": str(tmp_path), "seed": 0, "cam": {"per_class": 2, "indices": []}}
+    config = {"run_dir": str(tmp_path), "seed": 0, "cam": CHOICE}
     rows = cam(model, random_images, config)
     manifest = json.loads((tmp_path / "cam" / "manifest.json").read_text())
     assert manifest["images"] == rows
     assert len(rows) == 6
     assert manifest["worst_completeness_error"] == max(r["completeness_error"] for r in rows) < 1e-4
     assert len({row["limit"] for row in rows}) == 1  # one colour scale for all
+    maps = np.load(tmp_path / "cam" / "maps.npy")
+    assert maps.shape == (6, 4, 4)
+    assert np.abs(maps).max() == pytest.approx(rows[0]["limit"])
     for row in rows:
         assert random_images.classes[random_images.labels[row["index"]]] == row["true"]
 
@@ -185,7 +202,7 @@ def test_named_images_are_drawn_in_the_order_given_and_missing_ones_refused(
     tmp_path, random_images
 ):
     model = CNN([4], image_size=8, in_channels=1, num_classes=3)
-    config = {"run_dir": str(tmp_path), "seed": 0, "cam": {"per_class": 2, "indices": [30, 4]}}
+    config = {"run_dir": str(tmp_path), "seed": 0, "cam": CHOICE | {"indices": [30, 4]}}
     assert [row["index"] for row in cam(model, random_images, config)] == [30, 4]
     config["cam"]["indices"] = [37]
     with pytest.raises(ValueError, match="no image 37"):
@@ -197,3 +214,21 @@ def test_activations_of_many_batches_are_those_of_one(random_images):
     indices = list(range(37))
     small, large = (activate(model, random_images, indices, batch_size=b) for b in (5, 64))
     torch.testing.assert_close(small.maps, large.maps)
+
+
+def test_a_contrast_is_named_in_the_manifest_and_an_unknown_class_refused(tmp_path, random_images):
+    model = CNN([4], image_size=8, in_channels=1, num_classes=3)
+    config = {"run_dir": str(tmp_path), "seed": 0, "cam": CHOICE | {"contrast": "a,c"}}
+    rows = cam(model, random_images, config)
+    assert {(row["shown"], row["contrast"]) for row in rows} == {("a", "c")}
+    for wrong in ("a", "a,d", "a,b,c"):
+        config["cam"] = CHOICE | {"contrast": wrong}
+        with pytest.raises(ValueError, match=f"cam.contrast must be two classes.*'{wrong}'"):
+            cam(model, random_images, config)
+
+
+def test_per_class_0_draws_every_image(tmp_path, random_images):
+    model = CNN([4], image_size=8, in_channels=1, num_classes=3)
+    config = {"run_dir": str(tmp_path), "seed": 0, "cam": CHOICE | {"per_class": 0}}
+    rows = cam(model, random_images, config)
+    assert sorted(row["index"] for row in rows) == list(range(37))

@@ -9,7 +9,7 @@ from compiled import GraphedStep, unchanged
 from config import complete_config
 from models import build_model
 from optimisation import make_optimizer
-from training import plain_step
+from steps import plain_step
 
 CNN = {"kind": "cnn", "layers": [4, 8], "dropout": 0.5}
 

@@ -83,8 +83,9 @@ WRONG = [
     (exercise_1_3, "--data_dir nowhere", "cifar-10-batches-py", "--dataset digits"),
     (exercise_2_3, "--data_dir nowhere", "imagenette2-160", "--dataset digits"),
     (exercise_2_3, "--dataset digits --cam.indices 5 359", "359", "358"),
+    (exercise_2_3, "--dataset digits --cam.contrast 3,x", "cam.contrast", "known: 0, 1"),
     (exercise_2_3, "--cam.indices -1", "cam.indices", "-1"),
-    (exercise_2_3, "--cam.per_class 0", "cam.per_class", "0"),
+    (exercise_2_3, "--cam.per_class -1", "cam.per_class", "-1"),
     (exercise_2_3, "--checkpoint best.pt", "best.pt", "train one first"),
     (exercise_2_3, "--checkpoint file", "file", "checksum"),
 ]
@@ -136,6 +137,49 @@ def test_a_mistake_ends_in_one_line_and_exit_code_2(
     assert sorted(Path.cwd().rglob("*")) == before  # nothing written
 
 
+CNN = exercise_1_3.config["model"] | {"layers": [4, 4, 4, 4, 4]}
+MLP = exercise_1_1.config["model"]
+WRONG_IN_PYTHON = [
+    (exercise_1_1, {"learning_rate": 1}, "learning_rate", "lr"),
+    (exercise_1_1, {"lr": True}, "lr", "above 0"),
+    (exercise_1_1, {"epochs": 10**5000}, "epochs", "1,000,000,000"),
+    (exercise_1_1, {"model": {"kind": "mlp"}}, "model.layers", "missing"),
+    (exercise_1_1, {"model": MLP | {"layers": [784, 10**9, 10]}}, "memory", "--model.layers"),
+    (exercise_1_1, {"run_dir": "a\nb"}, "run_dir", "one line"),
+    (exercise_1_1, {"run_dir": "n" * 255}, "run_dir", "200 bytes"),
+    (exercise_1_1, {"run_dir": ".."}, "already exists", "--run_dir"),
+    (exercise_1_3, {"model": CNN | {"in_channels": 3}}, "model.in_channels", "leave it out"),
+    (exercise_1_3, {"model": CNN | {"layers": [{"pool": 1}]}}, "model.layers[0].channels", "whole"),
+    (exercise_1_3, {"model": CNN | {"layers": [{"channels": 4, "pol": 1}]}}, "pol", "pool"),
+    (exercise_1_3, {"model": CNN, "batch_size": 431}, "batch_size 431", "--batch_size"),
+    (exercise_2_3, {"model": MLP}, "maps", "--model.kind cnn"),
+    (exercise_2_3, {"cam": {"per_class": 1}}, "cam.indices", "list"),
+]
+
+
+@pytest.mark.parametrize(("exercise", "changes", "thing", "way_out"), WRONG_IN_PYTHON)
+def test_a_mistake_in_a_dict_ends_in_one_line_and_exit_code_2(
+    capsys, exercise, changes, thing, way_out
+):
+    small = {"dataset": "digits", "wandb_mode": "disabled", "device": "cpu", "epochs": 1}
+    before = sorted(Path.cwd().rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        exit_cleanly(exercise.main)(exercise.config | small | changes)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert thing in line
+    assert way_out in line
+    assert sorted(Path.cwd().rglob("*")) == before  # nothing written
+
+
+def test_a_config_that_lacks_a_part_names_the_config_to_start_from(capsys):
+    lacking = {key: value for key, value in exercise_2_3.config.items() if key != "cam"}
+    with pytest.raises(SystemExit):
+        exit_cleanly(exercise_2_3.main)(lacking)
+    assert "cam is missing: lay your changes over exercise_2_3.config" in capsys.readouterr().err
+
+
 def test_cuda_without_one_is_refused(capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(SystemExit) as stop:
@@ -160,6 +204,17 @@ def test_a_preset_lies_under_the_flags_and_over_the_config():
     assert (config["lr"], config["epochs"], config["preset"]) == (0.5, 3, "best")
 
 
+def test_layers_that_a_preset_gives_as_dicts_stay_and_give_way_to_a_flag():
+    layers = [{"channels": 4, "pool": 1}, 8]
+    presets = {"best": {"model": {"layers": layers}}}
+
+    def parse(*flags):
+        return parse_config(exercise_1_3.config, presets, ["--preset", "best", *flags])
+
+    assert parse("--lr", "0.1")["model"]["layers"] == layers
+    assert parse("--model.layers", "4", "8")["model"]["layers"] == [4, 8]
+
+
 def test_a_preset_called_like_a_data_set_comes_with_it_and_is_announced(capsys):
     config = parse_config(exercise_1_1.config, exercise_1_1.presets, ["--dataset", "digits"])
     assert config["lr"] == 1e-3
@@ -179,5 +234,6 @@ def test_the_script_itself_exits_with_code_2(tmp_path):
     command = [sys.executable, script, "--dataset", "digits", "--epochs", "0"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 2
-    assert done.stderr.strip() == "error: epochs must be a positive whole number, got 0"
+    said = "error: epochs must be a whole number from 1 to 1,000,000,000, got 0"
+    assert done.stderr.strip() == said
     assert not list(tmp_path.iterdir())

@@ -37,7 +37,7 @@ def test_exercise_2_3_draws_maps_of_every_class_and_again_from_a_checkpoint(tmp_
     assert len(pictures) == 30
     assert (tmp_path / "run" / "cam" / "index.html").is_file()
     best = tmp_path / "run" / "checkpoints" / "best.pt"
-    named = {"per_class": 3, "indices": [5, 7]}
+    named = exercise_2_3.config["cam"] | {"indices": [5, 7]}
     again = smoke(exercise_2_3, tmp_path / "again", checkpoint=str(best), cam=named)
     trained = json.loads((tmp_path / "run" / "results.json").read_text())
     assert again["test"]["accuracy"] == trained["test"]["accuracy"]

@@ -2,15 +2,18 @@
 
 import csv
 import json
-import struct
+import os
 import subprocess
 import sys
+import time
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import pytest
 from conftest import DATA
+from tensorboard import program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from wandb.proto import wandb_internal_pb2
 
 import exercise_1_1
 from dataset import load_datasets
@@ -58,46 +61,61 @@ def test_a_resumed_run_shows_no_point_twice_and_none_missing(digits_config):
     assert scalars(folder) == expected_scalars(folder)
 
 
-def wandb_history(path):
-    """The logged rows of an offline run: a log of protobuf records in blocks of 32 KiB."""
-    content, position, rows, record = path.read_bytes(), 7, [], b""
-    while position + 7 <= len(content):
-        left_in_block = 2**15 - position % 2**15
-        if left_in_block < 7:
-            position += left_in_block
-            continue
-        length, kind = struct.unpack("<HB", content[position + 4 : position + 7])
-        record += content[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            message = wandb_internal_pb2.Record.FromString(record)
-            items = message.history.item
-            rows += [{i.key or i.nested_key[0]: json.loads(i.value_json) for i in items}] * bool(
-                items
-            )
-            record = b""
-    return rows
+KILLED = """
+import os, sys, exercise_1_1, tracking
+from dataset import load_datasets
+from models import build_model
+from training import train
+
+log = tracking.Tracker.log
+
+def killed_after_five(self, metrics, step):
+    log(self, metrics, step)
+    if step == 5:
+        os._exit(9)
+
+tracking.Tracker.log = killed_after_five
+config = exercise_1_1.config | {"dataset": "digits", "epochs": 6, "checkpoint_every": 3}
+config |= {"lr": 1e-3, "device": "cpu", "wandb_mode": "disabled", "run_dir": sys.argv[1]}
+train_set, val_set, _ = load_datasets(config)
+train(build_model(config), train_set, val_set, config)
+"""
 
 
-def test_an_offline_wandb_run_reads_back_with_the_same_values(digits_config):
-    folder = run(digits_config | {"epochs": 3, "wandb_mode": "offline"})
-    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-    logged = wandb_history(file)
-    expected = rows_of(folder)
-    assert [{key: row[key] for key in expected[0]} for row in logged] == expected
-    assert all(row["train/images_per_second"] > 0 for row in logged)
+def ask(url, **query):
+    with urllib.request.urlopen(f"{url}?{urllib.parse.urlencode(query)}", timeout=10) as answer:
+        return json.load(answer)
 
 
-def test_a_wandb_that_cannot_start_does_not_end_the_run(digits_config, monkeypatch, capsys):
-    import wandb
+def served_scalars(url):
+    """{tag: [(step, value), ...]} as a TensorBoard server answers at present."""
+    return {
+        tag: [(step, value) for _, step, value in ask(f"{url}scalars", run=name, tag=tag)]
+        for name, tags in ask(f"{url}tags").items()
+        for tag in tags
+        if "per_second" not in tag
+    }
 
-    def fail(**settings):
-        raise ConnectionResetError("no service")
 
-    monkeypatch.setattr(wandb, "init", fail)
-    folder = run(digits_config | {"wandb_mode": "auto"})
-    assert "training goes on without it" in capsys.readouterr().err
-    assert len(rows_of(folder)) == 1
+def test_tensorboard_serves_every_point_of_a_killed_and_twice_resumed_run_once(digits_config):
+    folder = Path(digits_config["run_dir"])
+    command = [sys.executable, "-c", KILLED, str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(DATA.parent)}
+    assert subprocess.run(command, env=environment, timeout=100, check=False).returncode == 9
+    assert len(rows_of(folder)) == 5
+    again = digits_config | {"resume": str(folder), "checkpoint_every": 3}
+    run(again | {"epochs": 7})
+    assert len(list((folder / "tensorboard").iterdir())) == 2
+    run(again | {"epochs": 8})
+    assert [row["epoch"] for row in rows_of(folder)] == [1, 2, 3, 4, 5, 6, 7, 8]
+    for fast in ("true", "false"):  # its two readers of event files
+        server = program.TensorBoard()
+        server.configure(argv=["", "--logdir", str(folder), "--port", "0", "--load_fast", fast])
+        url = server.launch() + "data/plugin/scalars/"
+        deadline = time.monotonic() + 20
+        while served_scalars(url) != expected_scalars(folder) and time.monotonic() < deadline:
+            time.sleep(0.1)  # it reads the files beside
+        assert served_scalars(url) == expected_scalars(folder)
 
 
 def test_disabled_does_not_even_import_wandb(digits_config, tmp_path):

@@ -1,0 +1,58 @@
+"""Where the object is: the bounding boxes of 500 Imagenette images, and what of a map lies in them.
+
+The boxes are ILSVRC's, which come with its validation images; 134 of those are in Imagenette's
+`val` and 366 in its `train`. Coordinates are shares of the picture, (x0, y0, x1, y1) in [0, 1].
+"""
+
+import csv
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+FILE = "imagenette_boxes.csv"
+
+
+def load_boxes(data_dir, split):
+    """{index of the image in the sorted split "train" or "val": boxes (n, 4)}.
+
+    Empty where data_dir holds no imagenette_boxes.csv. Raises ValueError where it is not one.
+    """
+    path = Path(data_dir) / FILE
+    if not path.is_file():
+        return {}
+    boxes = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if row["split"] == split:
+                    scale = (float(row["width"]), float(row["height"])) * 2
+                    corners = (float(row[key]) for key in ("x0", "y0", "x1", "y1"))
+                    box = [corner / side for corner, side in zip(corners, scale, strict=True)]
+                    boxes.setdefault(int(row["index"]), []).append(box)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or of another form: {error!r}") from None
+    return {index: torch.tensor(found).clamp(0, 1) for index, found in boxes.items()}
+
+
+def box_mask(boxes, height, width):
+    """Which pixels (height, width) lie in one of `boxes` (n, 4): bool, true inside."""
+    rows = (torch.arange(height) + 0.5) / height
+    columns = (torch.arange(width) + 0.5) / width
+    x0, y0, x1, y1 = (boxes[:, k, None] for k in range(4))
+    inside_rows, inside_columns = (rows >= y0) & (rows < y1), (columns >= x0) & (columns < x1)
+    return (inside_rows[:, :, None] & inside_columns[:, None, :]).any(0)
+
+
+def upsample(maps, height, width):
+    """Maps (N, h, w) as smooth maps (N, height, width); whole factors keep the mean."""
+    return F.interpolate(maps[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
+
+
+def energy_inside(maps, masks):
+    """(N,) the share of the positive evidence of maps (N, H, W) that lies where masks are true.
+
+    Wang et al. 2020, "energy-based pointing game". NaN where a map has no positive evidence.
+    """
+    positive = maps.clamp(min=0)
+    return (positive * masks).sum((1, 2)) / positive.sum((1, 2))

@@ -1,0 +1,61 @@
+"""TensorBoard's event files, written at once and always whole.
+
+torch's SummaryWriter hands what it is given to a thread, which dies with a traceback where the disk
+is full and leaves half a record, behind which TensorBoard reads nothing.
+"""
+
+import os
+import socket
+import time
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+
+class EventFile:
+    """A new event file in `folder`; TensorBoard drops the steps from `purge_step` on of those
+    before it. Raises OSError where it cannot be written."""
+
+    def __init__(self, folder, purge_step):
+        seconds, fraction = divmod(time.time_ns(), 10**9)  # files are read in the order of names
+        name = f"events.out.tfevents.{seconds:010d}.{fraction:09d}.{socket.gethostname()}"
+        self.file = (Path(folder) / f"{name}.{os.getpid()}").open("wb", buffering=0)
+        self._write(
+            Event(wall_time=time.time(), file_version="brain.Event:2"),
+            Event(
+                wall_time=time.time(),
+                step=purge_step,
+                session_log=SessionLog(status=SessionLog.START),
+            ),
+        )
+
+    def add(self, metrics, step):
+        """Scalars {tag: value} of one step, all of them or, with OSError, none."""
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
+        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def _write(self, *events):
+        end = self.file.tell()
+        try:
+            for event in events:
+                RecordWriter(_Whole(self.file)).write(event.SerializeToString())
+        except OSError:
+            self.file.seek(end)
+            self.file.truncate()
+            raise
+
+    def close(self):
+        self.file.close()
+
+
+class _Whole:
+    """A file whose write writes everything; a raw one may stop at the end of the disk."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def write(self, content):
+        while content:
+            content = content[self.file.write(content) :]

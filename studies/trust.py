@@ -1,0 +1,112 @@
+"""Does the network cheat? Measured on Imagenette, from a trained checkpoint of exercise 2.3.
+
+    python -m studies.trust --checkpoint runs/exercise_2_3/.../checkpoints/best.pt
+
+Where do the maps lie and where is the object; what changes when the object, the background or the
+sky goes; which colours are enough; does a map depend on what the network has learned. Every number
+has a 95 % interval or a control. Writes trust.json, trust.txt and figures into --out. Needs
+imagenette_boxes.csv in the data folder.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from boxes import FILE, load_boxes
+from cam import activate
+from checkpoint import load_checkpoint, load_model
+from config import defaults
+from dataset import LOADERS, ImageDataset, make_generator, shrink
+from experiment import exit_cleanly
+from gallery import draw_gallery
+from studies.evidence import colours, delete, focus, randomise
+from studies.objects import SIX, describe_six, edit, explain_3536, locate
+from studies.subject import Subject, load_boxed
+from studies.trust_figures import draw_study
+from studies.trust_table import table_of
+from tracking import describe_process, write_json
+
+
+@dataclass
+class Flags:
+    checkpoint: str
+    """a best.pt of exercise 2.3 on imagenette"""
+    data_dir: str = "data"
+    out: str = "results/trust"
+    seed: int = 0
+    """fixes what is drawn: orders, places, pictures of the mosaics"""
+
+
+def load_splits(config):
+    """The whole training set and the test set, as the network takes them."""
+    splits, classes, mean, std = LOADERS["imagenette"](config)
+    return [
+        ImageDataset(shrink(images, config["image_size"]), labels, classes, mean, std, split)
+        for split, (images, labels) in splits.items()
+    ]
+
+
+def run_study(subject, train_set, boxes, seed):
+    """All parts, as one dict of plain values. `boxes` are those of "val" and "train" by index."""
+    test_set = subject.dataset
+    generator = make_generator(seed, "trust")
+    unseen = load_boxed(test_set, boxes["val"])
+    seen = load_boxed(train_set, boxes["train"])
+    study = {"classes": test_set.classes}
+    for name, boxed in (("unseen", unseen), ("seen", seen)):
+        kept, swapped = edit(subject, boxed, generator)
+        study[name] = {"images": len(boxed.labels), "where": locate(subject, boxed)}
+        study[name] |= {"kept": kept, "swapped": swapped}
+        print(f"maps and edits of {len(boxed.labels)} {name} boxed images", flush=True)
+    of_parachute = unseen.labels == test_set.classes.index("parachute")
+    study["colours"] = colours(subject, unseen.pixels[of_parachute], generator)
+    study["six"] = describe_six(subject, unseen)
+    study["3536"] = explain_3536(subject, unseen)
+    print("skies", flush=True)
+    study["curves"] = delete(subject, test_set, generator)
+    print("deletion and insertion", flush=True)
+    study["mosaics"] = focus(subject, test_set, generator)
+    study["randomised"] = randomise(subject, test_set, generator)
+    return study
+
+
+@exit_cleanly
+def main(flags):
+    start = time.perf_counter()
+    model, config = load_model(flags.checkpoint)
+    config = defaults | config | {"data_dir": flags.data_dir}
+    if config["dataset"] != "imagenette" or not hasattr(model, "features"):
+        raise ValueError(
+            f"{flags.checkpoint} is of a {config['model']['kind']} on {config['dataset']}; the "
+            f"study needs a CNN on imagenette: python exercise_2_3.py --preset best"
+        )
+    boxes = {split: load_boxes(flags.data_dir, split) for split in ("val", "train")}
+    if not boxes["val"]:
+        raise FileNotFoundError(
+            f"no {FILE} in {flags.data_dir}: the study needs the boxes of Imagenette's objects, "
+            f"ILSVRC's bounding boxes of its validation images; see README"
+        )
+    train_set, test_set = load_splits(config)
+    study = run_study(Subject(model, test_set), train_set, boxes, flags.seed)
+    about = describe_process(next(model.parameters()).device)
+    about |= {"checkpoint": flags.checkpoint, "epoch": load_checkpoint(flags.checkpoint)["epoch"]}
+    about |= {"held_out_boxed": config["hold_out_boxed"], "seconds": time.perf_counter() - start}
+    out = Path(flags.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "trust.json", about | study)
+    table = table_of(study)
+    (out / "trust.txt").write_text(table + "\n", encoding="utf-8")
+    draw_study(study, out)
+    for name, contrast in (("maps", None), ("church-against-parachute", ("church", "parachute"))):
+        pair = contrast and tuple(map(test_set.classes.index, contrast))
+        activation = activate(model, test_set, list(SIX), contrast=pair)
+        paths = [f"{test_set.classes[test_set.labels[i]]}-{i}" for i in SIX]
+        draw_gallery(out / name, test_set, SIX, activation, paths, boxes["val"])
+    print(table)
+    print(f"\n{about['seconds']:.0f} s; trust.json, trust.txt and figures are in {out}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Flags))

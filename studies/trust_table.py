@@ -1,0 +1,164 @@
+"""The trust study as text: what a reader should know before believing a picture."""
+
+from studies.measures import rate_with_interval
+
+
+def percent(summary):
+    """A mean with its interval, like 62 % (58 to 66)."""
+    if not summary["count"]:
+        return "-"
+    mean, low, high = (100 * summary[key] for key in ("mean", "low", "high"))
+    return f"{mean:.0f} % ({low:.0f} to {high:.0f})"
+
+
+def number(summary):
+    if not summary["count"]:
+        return "-"
+    return f"{summary['mean']:.2f} ({summary['low']:.2f} to {summary['high']:.2f})"
+
+
+def columns(header, rows):
+    """Rows of text under a header, the first column to the left."""
+    table = [header, *rows]
+    widths = [max(len(row[k]) for row in table) for k in range(len(header))]
+    lines = []
+    for row in table:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def table_of(study):
+    parts = [
+        six_table(study),
+        where_table(study, "unseen"),
+        where_table(study, "seen"),
+        kept_table(study, "unseen"),
+        kept_table(study, "seen"),
+        swap_table(study, "unseen"),
+        swap_table(study, "seen"),
+        sky_table(study),
+        table_3536(study),
+        curve_table(study),
+        mosaic_table(study),
+        randomised_table(study),
+    ]
+    return "\n\n".join(parts)
+
+
+def six_table(study):
+    rows = [
+        (
+            str(row["index"]),
+            row["true"],
+            row["predicted"],
+            *(f"{row[key]:.2f}" for key in ("confidence", "church", "parachute")),
+            f"{row['box_area']:.0%}",
+            f"{row['outside']:.0%}",
+        )
+        for row in study["six"]
+    ]
+    header = ("image", "true", "predicted", "confidence", "P(church)", "P(parachute)",
+              "box's area", "evidence outside")  # fmt: skip
+    return f"The six pictures of the exercise's text\n{columns(header, rows)}"
+
+
+def where_table(study, name):
+    found = study[name]["where"]
+    rows = []
+    for one in ["all", *study["classes"]]:
+        rows.append(
+            (
+                one,
+                percent(found["box_area"][one]),
+                percent(found["map"]["outside"][one]),
+                percent(found["centre"]["outside"][one]),
+                number(found["map"]["energy_over_area"][one]),
+                percent(found["map"]["pointing"][one]),
+                percent(found["centre"]["pointing"][one]),
+                percent(found["map"]["box_accuracy"][one]),
+            )
+        )
+    header = ("class", "box's area", "evidence outside", "of a Gaussian", "inside / area",
+              "points inside", "Gaussian does", "box accuracy")  # fmt: skip
+    title = f"Where the evidence for the true class lies, {study[name]['images']} {name} images"
+    return f"{title}\n{columns(header, rows)}"
+
+
+def kept_table(study, name):
+    kept = study[name]["kept"]
+    rows = [
+        (one, *(percent(kept[change][one]) for change in kept))
+        for one in ["all", *study["classes"]]
+    ]
+    title = f"How often the right answer is kept, of the {name} images that had it"
+    return f"{title}\n{columns(('class', *kept), rows)}"
+
+
+def swap_table(study, name):
+    swapped, rows = study[name]["swapped"], []
+    for one in study["classes"]:
+        as_object = list(swapped[one].values())
+        as_ground = [others[one] for others in swapped.values() if one in others]
+        rows.append((one, rate_of(as_object, "object"), rate_of(as_ground, "background")))
+    header = ("class", "as the object, named", "as the background, named")
+    title = f"Objects on the emptied backgrounds of other classes, {name} images"
+    return f"{title}\n{columns(header, rows)}"
+
+
+def rate_of(rows, key):
+    """Of all pictures of these rows together, the share that was called `key`."""
+    hits, count = (sum(row[k] for row in rows) for k in (key, "count"))
+    return percent(rate_with_interval([True] * hits + [False] * (count - hits)))
+
+
+def sky_table(study):
+    at = study["classes"].index("parachute")
+    rows = []
+    for name, probabilities in study["colours"]["skies"].items():
+        best = max(range(len(probabilities)), key=probabilities.__getitem__)
+        rows.append((name, f"{probabilities[at]:.2f}", study["classes"][best]))
+    header = ("picture without an object", "P(parachute)", "called")
+    return f"Skies, and what is none\n{columns(header, rows)}"
+
+
+def table_3536(study):
+    found = study["3536"]
+    rows = [
+        (f"enlarged, the parachute fills {share:.0%}", f"{p:.2f}")
+        for share, p in zip(found["object_share"], found["enlarged"], strict=True)
+    ]
+    rows += [(name, f"{p:.2f}") for name, p in found["skies"].items()]
+    return f"Image 3536: sky or size?\n{columns(('picture', 'P(parachute)'), rows)}"
+
+
+def curve_table(study):
+    rows = []
+    for order in ("map", "random", "centre"):
+        areas = [study["curves"][k][order]["area"] for k in ("features", "deletion", "insertion")]
+        rows.append((order, *map(number, areas)))
+    header = ("order", "logit, features deleted", "P, pixels deleted", "P, pixels inserted")
+    title = (
+        f"Mean of the curves of {study['curves']['images']} test images (deleted: lower is better)"
+    )
+    return f"{title}\n{columns(header, rows)}"
+
+
+def mosaic_table(study):
+    rows = []
+    for name, others in study["mosaics"].items():
+        mean = sum(s["mean"] for s in others.values()) / len(others)
+        thief = min(others, key=lambda other: others[other]["mean"])
+        rows.append((name, f"{mean:.0%}", f"{thief} {percent(others[thief])}"))
+    header = ("class", "on its tiles", "least beside")
+    title = "Mosaics of two classes: evidence on the right tiles (half by chance)"
+    return f"{title}\n{columns(header, rows)}"
+
+
+def randomised_table(study):
+    rows = [
+        (f"fresh down to {name}", number(summary)) for name, summary in study["randomised"].items()
+    ]
+    header = ("network", "rank correlation with the trained map")
+    return f"Do the maps depend on what was learned?\n{columns(header, rows)}"

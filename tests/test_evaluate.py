@@ -1,0 +1,81 @@
+"""`python evaluate.py`: what a finished run reached, again from its folder."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import DATA
+from sklearn.metrics import classification_report
+
+import exercise_1_1
+from evaluate import Flags, evaluate, load_judged, report
+
+
+@pytest.fixture
+def finished(digits_config):
+    results = exercise_1_1.main(digits_config | {"epochs": 3})
+    return Path(digits_config["run_dir"]), results
+
+
+def test_a_run_is_judged_again_to_the_same_numbers(finished):
+    folder, results = finished
+    for run in (folder, folder / "checkpoints" / "best.pt"):
+        again = evaluate(*load_judged(Flags(str(run))))
+        assert again["accuracy"] == results["test"]["accuracy"]
+        assert again["loss"] == pytest.approx(results["test"]["loss"])
+    val = evaluate(*load_judged(Flags(str(folder), split="val")))
+    assert val["accuracy"] == results["val"]["accuracy"]
+
+
+def test_the_table_says_what_scikit_learn_says():
+    torch.manual_seed(0)
+    labels, predicted = torch.randint(0, 3, (200,)), torch.randint(0, 3, (200,))
+    confusion = torch.zeros(3, 3, dtype=torch.int64)
+    confusion.index_put_((labels, predicted), torch.tensor(1), accumulate=True)
+    result = {"loss": 1.0, "accuracy": confusion.trace().item() / 200, "confusion": confusion}
+    lines = report(result, ["a", "b", "c"]).splitlines()
+    expected = classification_report(labels, predicted, output_dict=True)
+    for label, line in enumerate(lines[3:6]):
+        _, count, recall, precision, *_ = line.split()
+        theirs = expected[str(label)]
+        assert int(count) == theirs["support"]
+        assert float(recall) == pytest.approx(theirs["recall"], abs=5e-4)
+        assert float(precision) == pytest.approx(theirs["precision"], abs=5e-4)
+    assert [int(n) for line in lines[-3:] for n in line.split()] == confusion.flatten().tolist()
+
+
+def test_a_class_that_is_never_named_or_never_there_is_a_dash():
+    confusion = torch.tensor([[5, 0, 0], [2, 0, 0], [0, 0, 0]])
+    lines = report({"loss": 0.0, "accuracy": 5 / 7, "confusion": confusion}, ["a", "b", "c"])
+    rows = [line.split() for line in lines.splitlines()[3:6]]
+    assert rows == [
+        ["a", "5", "1.000", "0.714", "-"],
+        ["b", "2", "0.000", "-", "a", "(2)"],
+        ["c", "0", "-", "-", "-"],
+    ]
+
+
+def test_data_of_other_classes_are_refused_by_name(finished, picture_folder):
+    folder, _ = finished
+    flags = Flags(str(folder), dataset="image_folder", data_dir=str(picture_folder(size=8)))
+    with pytest.raises(ValueError, match=r"knows the classes 0, 1, .* has cat, dog"):
+        load_judged(flags)
+
+
+def test_the_command_prints_the_table_and_a_mistake_one_line(finished):
+    folder, results = finished
+
+    def command(*arguments):
+        script = [sys.executable, str(DATA.parent / "evaluate.py"), *arguments]
+        return subprocess.run(script, capture_output=True, text=True, check=False, timeout=60)
+
+    done = command(str(folder))
+    assert done.returncode == 0
+    assert f"accuracy {results['test']['accuracy']:.4f}" in done.stdout
+    wrong = command("nowhere")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("error: no checkpoint at nowhere")
+    assert json.loads((folder / "results.json").read_text())["test"]["confusion"]

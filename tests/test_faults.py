@@ -1,0 +1,223 @@
+"""Full disks and damaged files: one clear line, and no run lost."""
+
+import json
+import pathlib
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+from disks import Patched, Tmpfs
+from test_signals import state_of
+from test_tracking import expected_scalars, scalars
+from test_training import assert_same, comparable, run
+
+import checkpoint
+import exercise_1_1
+import exercise_2_3
+import training
+from checkpoint import CheckpointWriter, load_checkpoint, load_last, load_model, save_checkpoint
+from config import parse_config
+from dataset import load_datasets
+from experiment import exit_cleanly
+from models import build_model
+from training import train
+
+
+@pytest.fixture(params=["tmpfs", "patched"])
+def disk(request, tmp_path, monkeypatch):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    yield Tmpfs(folder) if request.param == "tmpfs" else Patched(folder, monkeypatch)
+    if request.param == "tmpfs":
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def in_epochs(monkeypatch, actions):
+    """Call actions[n] when the n-th evaluation begins."""
+    judge, calls = training.evaluate, []
+
+    def evaluate(*arguments):
+        calls.append(1)
+        actions.get(len(calls), lambda: None)()
+        return judge(*arguments)
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+
+
+def one_line(capsys, function, *arguments):
+    """The line in which `function` ends with exit code 2; warnings may stand before it."""
+    with pytest.raises(SystemExit) as stop:
+        exit_cleanly(lambda config: function(config, *arguments))(None)
+    assert stop.value.code == 2
+    *before, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert not any("Traceback" in text for text in before)
+    return line
+
+
+def assert_equal_runs(folder, other):
+    assert_same(comparable(state_of(folder)), comparable(state_of(other)))
+    metrics = [Path(name, "metrics.csv").read_bytes() for name in (folder, other)]
+    assert metrics[0] == metrics[1]
+    assert scalars(Path(folder)) == expected_scalars(Path(folder))
+
+
+def test_a_full_disk_is_warned_of_and_tried_again(disk, digits_config, monkeypatch, capsys):
+    config = digits_config | {"epochs": 5}
+    run(config)
+    kept = []
+    in_epochs(monkeypatch, {
+        2: disk.fill, 3: lambda: kept.append(load_last(disk.folder / "run")), 4: disk.free,
+    })  # fmt: skip
+    run(config | {"run_dir": str(disk.folder / "run")})
+    errors = capsys.readouterr().err
+    assert kept[0]["epoch"] == 1
+    for what in ("best.pt of epoch 2", "best.pt of epoch 3", "metrics of epoch 3"):
+        assert f"warning: {what} could not be written" in errors
+    assert "No space left on device" in errors
+    assert "Traceback" not in errors
+    assert "of epoch 4" not in errors
+    assert_equal_runs(disk.folder / "run", config["run_dir"])
+    assert not list((disk.folder / "run").rglob("*.tmp"))
+
+
+def test_the_last_save_on_a_full_disk_is_an_error_and_resuming_mends_it(
+    disk, digits_config, monkeypatch, capsys
+):
+    config = digits_config | {"epochs": 3}
+    run(config)
+    folder = disk.folder / "run"
+    with monkeypatch.context() as patch:
+        in_epochs(patch, {2: disk.fill})
+        line = one_line(capsys, lambda _: run(config | {"run_dir": str(folder)}))
+    assert "epoch 3 could not be written" in line
+    assert "MiB free" in line
+    assert f"--resume {folder}" in line
+    assert load_last(folder)["epoch"] == 1
+    disk.free()
+    run(config | {"resume": str(folder)})
+    assert_equal_runs(folder, config["run_dir"])
+
+
+def test_a_disk_that_fills_up_after_the_training_is_one_line_too(
+    disk, digits_config, monkeypatch, capsys
+):
+    folder = disk.folder / "run"
+    judge = exercise_1_1.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(exercise_1_1, "evaluate", lambda *a: [judge(*a), disk.fill()][0])
+        patch.setattr(exercise_1_1, "draw_curves", lambda run_dir: None)  # the slow part
+        patch.setattr(exercise_1_1, "draw_confusion", lambda *a: None)
+        changed = digits_config | {"run_dir": str(folder)}
+        line = one_line(capsys, lambda _: exercise_1_1.main(changed))
+        assert "No space left" in line
+        assert f"--resume {folder}" in line
+        patch.setattr(exercise_1_1, "evaluate", judge)
+        disk.free()
+        (folder / "metrics.csv").unlink()  # a finished run is completed from its checkpoint
+        exercise_1_1.main(digits_config | {"resume": str(folder)})
+    assert json.loads((folder / "results.json").read_text())["epochs"] == 1
+    assert scalars(folder) == expected_scalars(folder)
+
+
+def test_last_never_speaks_of_a_best_that_could_not_be_written(digits_config, capsys):
+    run(digits_config | {"run_dir": "whole"})
+    writer = CheckpointWriter(".", digits_config | {"epochs": 9})
+    obstacle = Path("checkpoints", "best.pt")
+    obstacle.mkdir(parents=True)
+    state = state_of("whole")
+    writer.save(state)
+    assert "best.pt of epoch 1 could not be written" in capsys.readouterr().err
+    assert not Path("checkpoints", "last.pt").exists()
+    obstacle.rmdir()
+    writer.save(state | {"history": state["history"] * 2})  # not better, and still best is written
+    assert load_checkpoint(obstacle)["epoch"] == 1
+    assert load_checkpoint("checkpoints/last.pt")["epoch"] == 2
+
+
+@pytest.mark.parametrize("damage", ["empty", "first byte", "half", "all but a byte", "flips"])
+def test_a_run_with_a_damaged_last_goes_on_from_the_one_before(digits_config, capsys, damage):
+    config = digits_config | {"epochs": 5, "schedule": "cosine"}
+    run(config | {"run_dir": "straight"})
+    run(config | {"checkpoint_every": 2})  # last.pt is epoch 5, previous.pt epoch 4
+    last = Path(config["run_dir"], "checkpoints", "last.pt")
+    content = bytearray(last.read_bytes())
+    size = {"empty": 0, "first byte": 1, "half": len(content) // 2}.get(damage, len(content) - 1)
+    if damage == "flips":
+        for position in random.Random(0).sample(range(len(content)), 200):
+            content[position] ^= 255
+    last.write_bytes(content if damage == "flips" else content[:size])
+    run(config | {"resume": config["run_dir"]})
+    assert "last.pt is damaged" in capsys.readouterr().err
+    assert_equal_runs(config["run_dir"], "straight")
+
+
+def test_a_damaged_last_never_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / "checkpoints" / "last.pt"
+    for epoch in (1, 2):
+        save_checkpoint(path, {"epoch": epoch})
+    path.write_bytes(path.read_bytes()[:-1])
+    replace = pathlib.Path.replace
+
+    def killed(source, target):
+        if Path(target) == path:
+            raise KeyboardInterrupt
+        return replace(source, target)
+
+    monkeypatch.setattr(pathlib.Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(path, {"epoch": 2})
+    assert load_last(tmp_path)["epoch"] == 1
+
+
+def test_a_lost_best_is_mended_from_a_checkpoint_of_that_epoch_or_named(digits_config, capsys):
+    run(digits_config)
+    folder = Path(digits_config["run_dir"])
+    best = folder / "checkpoints" / "best.pt"
+    weights = load_checkpoint(best)["model"]
+    best.write_bytes(best.read_bytes()[:-9])
+    resumed = digits_config | {"resume": str(folder)}
+    run(resumed)
+    assert "last.pt is of that epoch too" in capsys.readouterr().err
+    assert_same(load_checkpoint(best)["model"], weights)
+    run(resumed | {"epochs": 2, "checkpoint_every": 9})
+    state = state_of(folder)
+    state["history"][0]["val/accuracy"] = 1.0  # the best epoch is then one that nobody has
+    for name in ("last.pt", "previous.pt"):
+        save_checkpoint(folder / "checkpoints" / name, state)
+    line = one_line(capsys, lambda _: run(resumed | {"epochs": 3}))
+    assert "best.pt is damaged or missing" in line
+    assert "epoch 1" in line
+
+
+def test_a_checkpoint_that_is_named_is_never_replaced_by_another(digits_config, capsys):
+    run(digits_config | {"epochs": 2})
+    path = Path(digits_config["run_dir"], "checkpoints", "best.pt")
+    path.write_bytes(path.read_bytes()[:-1])
+    flags = ["--dataset", "digits", "--checkpoint", str(path)]
+    config = parse_config(exercise_2_3.config, exercise_2_3.presets, flags)
+    line = one_line(capsys, lambda _: exercise_2_3.main(config))
+    assert f"{path} is damaged" in line
+
+
+def test_weights_of_another_network_are_refused_by_their_shapes(digits_config, capsys):
+    run(digits_config)
+    path = Path(digits_config["run_dir"], "checkpoints", "last.pt")
+    wide = {"kind": "mlp", "layers": [64, 99, 64, 10]}
+    state = state_of(digits_config["run_dir"])
+    checkpoint.save_checkpoint("other.pt", state | {"config": state["config"] | {"model": wide}})
+    line = one_line(capsys, lambda _: load_model("other.pt"))
+    assert "other.pt is of another MLP" in line
+    assert "99" in line
+    assert "64" in line
+    sets = load_datasets(digits_config)[:2]
+    other = build_model(digits_config | {"model": wide})
+    resumed = digits_config | {"resume": digits_config["run_dir"], "epochs": 2}
+    before = path.read_bytes()
+    assert "99" in one_line(capsys, lambda _: train(other, *sets, resumed))
+    assert "model.layers" in one_line(
+        capsys, lambda _: train(other, *sets, resumed | {"model": wide})
+    )
+    assert path.read_bytes() == before

@@ -1,0 +1,100 @@
+"""Odd names, folders that cannot be written, two runs at once, too little memory: one line."""
+
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from disks import mount
+from test_faults import one_line
+from test_signals import FLAGS, state_of
+from test_tracking import expected_scalars, scalars
+from test_training import run
+
+import exercise_1_1
+import exercise_2_3
+
+
+def test_names_with_spaces_and_other_letters_and_another_temporary_folder(
+    digits_config, picture_folder, monkeypatch
+):
+    if Path("/dev/shm").is_dir():
+        monkeypatch.setenv("TMPDIR", "/dev/shm")
+        monkeypatch.setattr(tempfile, "tempdir", None)
+    changes = {
+        "dataset": "image_folder", "image_size": 8, "data_dir": str(picture_folder("Läufe & 漢字")),
+        "model": exercise_2_3.config["model"] | {"layers": [8]}, "checkpoint": "none",
+        "cam": {"per_class": 1, "indices": []}, "run_dir": "mes essais/été n° 1, ½",
+    }  # fmt: skip
+    config = exercise_2_3.config | digits_config | changes
+    first = exercise_2_3.main(config)
+    assert (Path(changes["run_dir"]) / "cam" / "index.html").is_file()
+    again = exercise_2_3.main(config | {"resume": changes["run_dir"]})
+    assert first["test"]["loss"] == again["test"]["loss"]
+    assert scalars(Path(changes["run_dir"])) == expected_scalars(Path(changes["run_dir"]))
+
+
+def test_folders_that_cannot_be_written_are_named(digits_config, tmp_path, capsys):
+    run(digits_config)
+    Path("file").write_text("a file")
+    line = one_line(capsys, lambda _: run(digits_config | {"run_dir": "file/run"}))
+    assert "file/run cannot be written" in line
+    Path("runs").write_text("a file")  # where the run folders go by themselves
+    line = one_line(capsys, lambda _: exercise_1_1.main(digits_config | {"run_dir": "auto"}))
+    assert "runs/exercise_1_1" in line
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    Path(digits_config["run_dir"]).rename(locked / "run")
+    mount("--bind", locked, locked)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", locked], check=True)
+        line = one_line(capsys, lambda _: run(digits_config | {"run_dir": str(locked / "new")}))
+        assert f"{locked / 'new'} cannot be written: Read-only file system" in line
+        resumed = digits_config | {"epochs": 2, "resume": str(locked / "run")}
+        assert "Read-only file system" in one_line(capsys, lambda _: run(resumed))
+    finally:
+        subprocess.run(["umount", locked], check=True)
+    assert run(resumed)[1]["epoch"] == 2
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_of_two_runs_that_start_with_one_name_one_wins(forks, round_):
+    Path("ready").mkdir()
+    flags = [*FLAGS, "--epochs", 1, "--run_dir", "run"]
+    hook = ["forks", "meet_before_the_rename", "ready", 2]
+    children = [
+        forks.start("exercise_1_1.py", *flags, "--seed", seed, hook=hook) for seed in (1, 2)
+    ]
+    codes = [child.wait() for child in children]
+    assert sorted(codes) == [0, 2], children[0].err + children[1].err
+    assert children[codes.index(2)].err == (
+        "error: run folder run already exists: go on with --resume run, or choose another "
+        "--run_dir\n"
+    )
+    winner = codes.index(0) + 1
+    for path in ("config.json", "results.json"):
+        content = json.loads(Path("run", path).read_text())
+        assert content.get("config", content)["seed"] == winner
+    assert state_of("run")["config"]["seed"] == winner
+    assert not list(Path().glob(".run*"))
+
+
+def test_a_network_beyond_all_memory_is_one_line_and_leaves_nothing(digits_config, capsys):
+    before = sorted(Path.cwd().rglob("*"))
+    model = {"kind": "mlp", "layers": [784, 10**12, 10]}
+    line = one_line(capsys, lambda _: exercise_1_1.main(digits_config | {"model": model}))
+    assert "lower --model.layers" in line
+    seeds = digits_config | {"model": model, "seeds": [1, 2]}
+    assert "lower --model.layers" in one_line(capsys, lambda _: exercise_1_1.main(seeds))
+    assert sorted(Path.cwd().rglob("*")) == before
+
+
+def test_a_batch_beyond_the_memory_is_one_line(forks):
+    flags = [*FLAGS, "--batch_size", 1294, "--model.layers", 64, 200_000, 10, "--run_dir", "run"]
+    child = forks.start("exercise_1_1.py", *flags, hook=["forks", "limit_memory", 700])
+    assert child.wait() == 2, child.err
+    (line,) = child.err.splitlines()
+    assert line.startswith("error: batch_size 1294 of images of 1 x 8 x 8 does not fit")
+    assert "lower --batch_size" in line
+    assert state_of("run")["epoch"] == 0

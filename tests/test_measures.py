@@ -1,0 +1,281 @@
+"""Measures of trust on cases whose answer is known.
+
+`Corner` decides by one corner of the picture and nothing else. `Painted` decides by the colour of
+the background, which gives the class away; the object, a black square, means nothing to it.
+"""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+from torch.nn import functional as F
+
+from boxes import box_mask
+from cam import generate_class_activation_map
+from dataset import ImageDataset
+from models import CNN
+from studies import edits, measures
+from studies.evidence import colours, delete, focus, randomise
+from studies.objects import edit, locate
+from studies.subject import Boxed, Subject
+
+SIZE, CELLS = 64, 8
+BOX = torch.tensor([[0.375, 0.375, 0.625, 0.625]])
+PAINT = torch.tensor([[220.0, 20, 20], [20, 220, 20], [20, 20, 220]])
+
+
+class Head(nn.Module):
+    """Features as given, average pooling, a Linear without bias."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.classifier = nn.Linear(weight.shape[1], len(weight))
+        self.classifier.weight.data, self.classifier.bias.data = weight, torch.zeros(len(weight))
+
+    def forward(self, images):
+        return self.classifier(self.features(images).mean((2, 3)))
+
+
+class Corner(Head):
+    """Class 1 where the upper left cell is bright, class 0 where it is dark."""
+
+    def __init__(self):
+        super().__init__(torch.tensor([[-400.0], [400.0]]))
+
+    def features(self, images):
+        seen = F.avg_pool2d(images.mean(1, keepdim=True), SIZE // CELLS)
+        mask = torch.zeros_like(seen)
+        mask[:, :, 0, 0] = 1
+        return seen * mask
+
+
+class Painted(Head):
+    """Class 0, 1 or 2 by the red, green or blue that covers most of the picture."""
+
+    def __init__(self):
+        super().__init__(40 * torch.eye(3))
+
+    def features(self, images):
+        return F.avg_pool2d(images, SIZE // CELLS).relu()
+
+
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def painted_dataset(count=30):
+    """Classes by the background's colour, a black square in the middle."""
+    labels = torch.arange(count) % 3
+    pixels = PAINT[labels][:, :, None, None].expand(-1, -1, SIZE, SIZE).clone()
+    pixels += 5 * torch.randn(pixels.shape, generator=generator())
+    mask = box_mask(BOX, SIZE, SIZE)
+    pixels[:, :, mask] = 0
+    images = pixels.clamp(0, 255).to(torch.uint8)
+    return ImageDataset(images, labels, ["red", "green", "blue"], [0.0] * 3, [1.0] * 3)
+
+
+def painted_boxes(dataset):
+    count = len(dataset)
+    masks = box_mask(BOX, SIZE, SIZE).expand(count, -1, -1)
+    pixels = dataset.images.float()
+    return Boxed(list(range(count)), pixels, masks, dataset.labels, [BOX] * count)
+
+
+def test_evidence_painted_into_the_background_is_found_outside_the_object():
+    dataset = painted_dataset()
+    found = locate(Subject(Painted(), dataset), painted_boxes(dataset))
+    assert found["map"]["outside"]["all"]["mean"] > 0.98  # smooth maps reach into the box
+    assert found["map"]["energy_over_area"]["all"]["mean"] < 0.3
+    assert found["map"]["pointing"]["all"]["mean"] == 0
+    assert found["map"]["box_accuracy"]["all"]["mean"] == 0
+    assert found["centre"]["pointing"]["all"]["mean"] == 1  # the object is in the middle
+    assert found["box_area"]["green"]["mean"] == pytest.approx(1 / 16)
+
+
+def test_who_sees_the_background_alone_keeps_the_answer_without_object_and_follows_a_swap():
+    dataset = painted_dataset()
+    kept, swapped = edit(Subject(Painted(), dataset), painted_boxes(dataset), generator())
+    for change in ("object removed", "as large a part beside it removed", "object moved"):
+        assert kept[change]["all"]["mean"] == 1
+    assert kept["object removed"]["all"]["low"] < 1  # 30 images do not prove all
+    rows = [row for others in swapped.values() for row in others.values()]
+    assert len(rows) == 6
+    assert all(row == {"object": 0, "background": 10, "count": 10} for row in rows)
+
+
+def test_who_sees_the_object_alone_loses_the_answer_with_it_and_resists_a_swap():
+    dataset = painted_dataset()
+    mask = box_mask(BOX, SIZE, SIZE)
+    images = dataset.images.clone()
+    for number, label in enumerate(dataset.labels):  # now the object is painted, the rest is grey
+        images[number] = 90
+        images[number][:, mask] = PAINT[label].to(torch.uint8)[:, None]
+    dataset = ImageDataset(images, dataset.labels, dataset.classes, [0.0] * 3, [1.0] * 3)
+    kept, swapped = edit(Subject(Painted(), dataset), painted_boxes(dataset), generator())
+    assert kept["object removed"]["all"]["mean"] < 0.5  # what is left is grey: a guess
+    assert kept["object alone"]["all"]["mean"] == 1
+    rows = [row for others in swapped.values() for row in others.values()]
+    assert all(row["object"] == row["count"] == 10 for row in rows)
+
+
+def test_a_network_that_looks_at_one_corner_is_caught_there():
+    images = torch.rand(12, 3, SIZE, SIZE, generator=generator()) + 0.1
+    maps, classes = measures.explain(Corner().eval(), images)
+    assert (classes == 1).all()
+    corner = box_mask(torch.tensor([[0, 0, 1 / CELLS, 1 / CELLS]]), CELLS, CELLS)[None]
+    assert measures.pointing_hits(maps, corner.expand(12, -1, -1)).all()
+    opposite = corner.flip(1, 2).expand(12, -1, -1)
+    assert not measures.pointing_hits(maps, opposite).any()
+    orders = measures.cell_orders(maps, generator())
+    totals = maps.mean((1, 2))
+    deleted = {k: measures.feature_deletion(maps, totals, order) for k, order in orders.items()}
+    assert deleted["map"][:, 1:].abs().max() < 1e-4  # the first cell takes all
+    before_corners = deleted["centre"][:, CELLS**2 - 4]
+    torch.testing.assert_close(before_corners, totals)  # which come last
+    pixels = {
+        k: measures.pixel_curves(Corner(), images, classes, order, (CELLS, CELLS), steps=64)
+        for k, order in orders.items()
+    }
+    deletion, insertion = pixels["map"]
+    assert deletion[:, 1:].max() == pytest.approx(0.5)  # nothing left to decide by
+    assert insertion[:, 1:].min() == pytest.approx(deletion[:, 0].min().item())
+    assert pixels["random"][0].mean() > deletion.mean() + 0.1
+    assert pixels["centre"][0][:, :60].min() > 0.9
+
+
+@pytest.mark.parametrize("kind", ["map", "random", "centre"])
+def test_deletion_in_the_features_is_what_the_network_computes_without_these_cells(kind):
+    torch.manual_seed(0)
+    model = CNN([4, 6], image_size=16, num_classes=3).eval()
+    images = torch.randn(5, 3, 16, 16)
+    activation = generate_class_activation_map(model, images)
+    order = measures.cell_orders(activation.maps, generator())[kind]
+    curve = measures.feature_deletion(activation.maps, activation.totals, order)
+    features = model.features(images).detach().flatten(2)
+    for step in range(order.shape[1] + 1):
+        kept = features.clone()
+        kept.scatter_(2, order[:, None, :step].expand(-1, features.shape[1], -1), 0)
+        logits = model.classifier(kept.mean(2)).gather(1, activation.classes[:, None])[:, 0]
+        torch.testing.assert_close(curve[:, step], logits, rtol=1e-4, atol=1e-5)
+
+
+def test_mosaics_of_painted_pictures_have_their_evidence_on_the_right_tiles():
+    dataset = painted_dataset()
+    shares = focus(Subject(Painted(), dataset), dataset, generator(), count=6)
+    found = [summary["mean"] for others in shares.values() for summary in others.values()]
+    assert len(found) == 6
+    assert min(found) > 0.8  # a painted colour has a little of the others
+    tiles = torch.tensor([[True, False, False, True]])
+    maps = torch.ones(1, 8, 8)
+    assert measures.tile_shares(maps, tiles).item() == 0.5  # chance
+    maps[0, 4:, :4] = -9
+    maps[0, :4, 4:] = 0
+    assert measures.tile_shares(maps, tiles).item() == 1
+
+
+def test_the_grid_of_colours_shows_the_class_that_a_colour_is_taken_for():
+    dataset = painted_dataset()
+    found = colours(Subject(Painted(), dataset), dataset.images[:3].float(), generator())
+    assert found["skies"]["deep blue"][2] > 0.9
+    assert found["skies"]["grey"] == pytest.approx([1 / 3] * 3, abs=1e-3)
+    grid = np.array(found["grid"]["probabilities"])
+    assert grid.shape == (24, 4, 9, 3)
+    vivid = grid[:, -1, -1]  # by hue: red at 0, green at a third, blue at two thirds
+    assert [vivid[0].argmax(), vivid[8].argmax(), vivid[16].argmax()] == [0, 1, 2]
+
+
+def test_unlearned_layers_change_the_map_of_a_network():
+    torch.manual_seed(0)
+    model = CNN([8, 8], image_size=SIZE, num_classes=3).eval()
+    images = torch.randint(0, 256, (20, 3, SIZE, SIZE), dtype=torch.uint8)
+    labels = torch.zeros(20, dtype=torch.int64)
+    dataset = ImageDataset(images, labels, ["a", "b", "c"], [0.5] * 3, [0.2] * 3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = randomise(Subject(model, dataset), dataset, generator(), count=20)
+    assert list(found) == ["classifier", "layer 2", "layer 1"]
+    assert all(abs(summary["mean"]) < 0.9 for summary in found.values())
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    maps = torch.randn(4, 8, 8)
+    assert measures.rank_correlation(maps, maps) == pytest.approx([1.0] * 4)
+    expected = spearmanr(maps[0].flatten(), maps[1].flatten()).statistic
+    assert measures.rank_correlation(maps[:1], maps[1:2])[0] == pytest.approx(expected)
+
+
+def test_the_curves_of_a_painted_network_are_drawn_over_the_classes():
+    dataset = painted_dataset()
+    found = delete(Subject(Painted(), dataset), dataset, generator(), per_class=2)
+    assert found["images"] == 6
+    area = {order: found["features"][order]["area"]["mean"] for order in found["features"]}
+    assert area["map"] < area["random"]
+
+
+def test_the_box_of_the_best_threshold_is_the_one_around_the_largest_region():
+    hot = torch.zeros(1, 10, 10)
+    hot[0, 2:6, 3:8] = 1.0
+    hot[0, 9, 9] = 1.0
+    truth = torch.tensor([[0.3, 0.2, 0.8, 0.6]])
+    assert measures.region_box(hot[0].numpy() > 0.5) == (0.3, 0.2, 0.8, 0.6)
+    hits, _ = measures.best_threshold_hits(hot, [truth])
+    assert hits.tolist() == [True]
+    assert not measures.meets((0.0, 0.0, 0.4, 0.4), truth)
+    assert measures.meets((0.3, 0.2, 0.8, 0.41), truth)  # a little over one half
+    assert not measures.meets((0.3, 0.2, 0.8, 0.39), truth)
+    assert measures.region_box(np.zeros((4, 4), bool)) == (0, 0, 0, 0)
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    random = np.random.default_rng(0)
+    held = []
+    for _ in range(200):
+        found = measures.rate_with_interval(random.random(50) < 0.3)
+        held.append(found["low"] <= 0.3 <= found["high"])
+    assert 0.9 <= np.mean(held) <= 0.99
+    found = measures.mean_with_interval(random.normal(5, 1, 400))
+    assert found["low"] < 5 < found["high"]
+    assert found["high"] - found["low"] == pytest.approx(2 * 1.96 / 20, rel=0.2)
+    assert measures.mean_with_interval([float("nan"), 2.0]) == {
+        "mean": 2.0, "low": 2.0, "high": 2.0, "count": 1,
+    }  # fmt: skip
+
+
+def test_a_hole_is_filled_from_around_it_and_nothing_else_changes():
+    rows = torch.linspace(0, 200, SIZE).view(1, 1, SIZE, 1).expand(1, 3, SIZE, SIZE)
+    mask = box_mask(torch.tensor([[0.25, 0.25, 0.5, 0.5]]), SIZE, SIZE)[None]
+    damaged = torch.where(mask[:, None], 255.0, rows)
+    filled = edits.fill_smoothly(damaged, mask)
+    assert torch.equal(
+        filled[~mask[:, None].expand_as(filled)], rows[~mask[:, None].expand_as(rows)]
+    )
+    assert (filled - rows).abs().max() < 40  # of 200, over a quarter of the side
+    edge = (filled - rows)[0, 0, SIZE // 4, SIZE // 4 : SIZE // 2].abs()
+    assert edge.max() < 15
+
+
+def test_moving_by_nothing_is_pasting_and_what_leaves_is_lost():
+    pixels = torch.full((1, 3, SIZE, SIZE), 200.0)
+    mask = box_mask(BOX, SIZE, SIZE)[None]
+    ground = torch.zeros_like(pixels)
+    assert torch.equal(edits.move(pixels, mask, ground, 0, 0), edits.paste(pixels, mask, ground))
+    moved = edits.move(pixels, mask, ground, 8, -4)
+    expected = torch.roll(mask, (8, -4), (1, 2))
+    assert torch.equal(moved[0, 0] == 200, expected[0])
+    assert not edits.move(pixels, mask, ground, 60, 0).any()
+
+
+def test_a_crop_around_a_box_shows_it_at_the_share_asked_for():
+    image = torch.zeros(3, SIZE, SIZE)
+    box = torch.tensor([0.125, 0.25, 0.25, 0.375])
+    image[:, box_mask(box[None], SIZE, SIZE)] = 255
+    for share in (1 / 64, 1 / 16, 1 / 4):
+        seen = (edits.crop_around(image, box, share) > 127).float().mean().item()
+        assert seen == pytest.approx(share, rel=0.15)
+    whole = edits.crop_around(image, torch.tensor([0.0, 0.0, 1.0, 1.0]), 0.5)
+    torch.testing.assert_close(whole, image, atol=1e-3, rtol=0)
+
+
+def test_shuffled_pixels_keep_their_colours():
+    pixels = torch.rand(2, 3, 8, 8) * 255
+    shuffled = edits.shuffle_pixels(pixels, generator())
+    assert not torch.equal(shuffled, pixels)
+    assert torch.equal(shuffled.sum(1).flatten(1).sort()[0], pixels.sum(1).flatten(1).sort()[0])

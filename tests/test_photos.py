@@ -1,0 +1,132 @@
+"""Maps of one's own pictures, whatever they are."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import cam
+import exercise_1_3
+from checkpoint import load_model, save_checkpoint
+from models import build_model
+
+CLASSES = ["cat", "dog", "<b>bird</b>"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A function: the best.pt of an untrained CNN for colour or grey images of 16 pixels."""
+
+    def write(channels=3):
+        sizes = {"image_size": 16, "in_channels": channels, "num_classes": 3}
+        config = exercise_1_3.config | {"model": {"kind": "cnn", "layers": [4, 6]} | sizes}
+        model = build_model(config)
+        about = {"classes": CLASSES, "mean": [0.5] * channels, "std": [0.2] * channels}
+        about["shape"] = [channels, 16, 16]
+        state = {"epoch": 1, "model": model.state_dict(), "config": config, "data": about}
+        save_checkpoint(tmp_path / "best.pt", state)
+        return str(tmp_path / "best.pt")
+
+    return write
+
+
+def write_photos(folder):
+    """A picture of every kind, red on the left and blue on the right, 40 x 30 pixels."""
+    folder.mkdir()
+    image = Image.new("RGB", (40, 30), (220, 20, 20))
+    image.paste((20, 20, 220), (20, 0, 40, 30))
+    image.save(folder / "a.png")
+    image.convert("L").save(folder / "grey.png")
+    image.convert("RGBA").save(folder / "rgba.webp", lossless=True)
+    image.convert("CMYK").save(folder / "cmyk.jpg", quality=100)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: shown clockwise by 90 degrees
+    image.transpose(Image.Transpose.ROTATE_90).save(folder / "turned.jpg", exif=exif, quality=100)
+    (folder / "broken.jpg").write_bytes(b"not a picture")
+    (folder / "notes.txt").write_text("no picture either")
+    return folder
+
+
+def explain(checkpoint, *photos, **options):
+    cam.main(cam.Flags(tuple(map(str, photos)), checkpoint, **options))
+
+
+def test_photos_of_every_kind_are_drawn_and_a_broken_one_is_named(tmp_path, checkpoint, capsys):
+    folder = write_photos(tmp_path / "photos")
+    explain(checkpoint(), folder, out=str(tmp_path / "out"))
+    assert "left out" in (said := capsys.readouterr()).err
+    assert "broken.jpg" in said.err
+    rows = json.loads((tmp_path / "out" / "manifest.json").read_text())["images"]
+    names = [row["path"] for row in rows]
+    stems = ("a", "cmyk", "grey", "rgba", "turned")
+    assert names == [f"{n:04}_{stem}.png" for n, stem in enumerate(stems)]
+    assert all((tmp_path / "out" / row["path"]).is_file() for row in rows)
+    assert all(row["true"] is None and row["predicted"] in CLASSES for row in rows)
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "0004_turned, image 4, predicted" in page
+    assert "<b>bird</b>" not in page
+
+
+def test_the_network_sees_the_same_picture_whatever_its_format(tmp_path, checkpoint):
+    folder = write_photos(tmp_path / "photos")
+    model, config = load_model(checkpoint())
+    about = {"classes": CLASSES, "mean": [0.5] * 3, "std": [0.2] * 3, "shape": [3, 16, 16]}
+    photos, files = cam.read_photos([folder], config, about)
+    named = dict(zip((f.name for f in files), photos.images.int(), strict=True))
+    for name in ("rgba.webp", "cmyk.jpg", "turned.jpg"):
+        assert (named[name] - named["a.png"]).abs().float().mean() < 6
+    assert named["a.png"][0, :, :7].min() > 180  # red on the left
+    maps = np.array([cam.activate(model, photos, [k]).maps.numpy() for k in range(len(files))])
+    together = cam.activate(model, photos, list(range(len(files)))).maps
+    assert maps[:, 0] == pytest.approx(together.numpy(), abs=1e-5)
+
+
+def test_a_network_for_grey_images_gets_grey_ones(tmp_path, checkpoint):
+    folder = write_photos(tmp_path / "photos")
+    explain(checkpoint(channels=1), folder / "a.png", out=str(tmp_path / "out"))
+    assert np.load(tmp_path / "out" / "maps.npy").shape == (1, 4, 4)
+
+
+def test_a_contrast_of_photos_is_drawn(tmp_path, checkpoint):
+    folder = write_photos(tmp_path / "photos")
+    explain(checkpoint(), folder / "a.png", out=str(tmp_path / "out"), contrast="dog,cat")
+    (row,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["images"]
+    assert (row["shown"], row["contrast"]) == ("dog", "cat")
+
+
+def test_where_no_picture_can_be_read_nothing_is_written(tmp_path, checkpoint, capsys):
+    folder = write_photos(tmp_path / "photos")
+    for wrong in (folder / "broken.jpg", folder / "nowhere.png"):
+        with pytest.raises(SystemExit, match="2"):
+            explain(checkpoint(), wrong, out=str(tmp_path / "out"))
+        assert f"no picture that can be read in {wrong}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_there_are_named_with_their_place(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def no_network(*arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    config = exercise_1_3.config | {"model": {"kind": "resnet18", "pretrained": True}}
+    with pytest.raises(FileNotFoundError, match=r"resnet18-\w+\.pth is not in .*pretrained"):
+        build_model(config)
+
+
+def test_pretrained_weights_are_taken_from_the_cache_all_but_the_classifier(monkeypatch, tmp_path):
+    import torchvision
+
+    published = torchvision.models.resnet18()
+    weights = torchvision.models.ResNet18_Weights.DEFAULT
+    monkeypatch.setattr(type(weights), "get_state_dict", lambda self: published.state_dict())
+    config = exercise_1_3.config | {"model": {"kind": "resnet18", "pretrained": True}}
+    model = build_model(config)
+    assert torch.equal(model.layers[0].weight, published.conv1.weight)
+    assert model.classifier.weight.shape == (10, 512)
+    published.fc = model.classifier
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(model.eval()(images), published.eval()(images))

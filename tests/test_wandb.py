@@ -1,0 +1,187 @@
+"""Whatever is wrong with W&B, the same weights are trained, and one line says what is lost."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import wandb
+from conftest import DATA
+from test_tracking import rows_of, run
+from wandb.proto import wandb_internal_pb2
+
+from checkpoint import load_model
+
+RIGHT_SHAPE = "0123456789abcdef" * 3
+NOWHERE = "http://127.0.0.1:9"  # no server listens there
+
+
+def wandb_history(path):
+    """The logged rows of an offline run: a log of protobuf records in blocks of 32 KiB."""
+    content, position, rows, record = path.read_bytes(), 7, [], b""
+    while position + 7 <= len(content):
+        left_in_block = 2**15 - position % 2**15
+        if left_in_block < 7:
+            position += left_in_block
+            continue
+        length, kind = struct.unpack("<HB", content[position + 4 : position + 7])
+        record += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            message = wandb_internal_pb2.Record.FromString(record)
+            items = message.history.item
+            rows += [{i.key or i.nested_key[0]: json.loads(i.value_json) for i in items}] * bool(
+                items
+            )
+            record = b""
+    return rows
+
+
+def test_an_offline_wandb_run_reads_back_with_the_same_values(digits_config):
+    folder = run(digits_config | {"epochs": 3, "wandb_mode": "offline"})
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    logged = wandb_history(file)
+    expected = rows_of(folder)
+    assert [{key: row[key] for key in expected[0]} for row in logged] == expected
+    assert all(row["train/images_per_second"] > 0 for row in logged)
+
+
+@pytest.fixture
+def no_account(tmp_path, monkeypatch):
+    """A home without a key, and W&B as freshly imported."""
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "XDG_"))]:
+        monkeypatch.delenv(name)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_BASE_URL", NOWHERE)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture(scope="module")
+def weights_without_wandb(tmp_path_factory):
+    """weights(config): those of the config trained with W&B disabled, trained once."""
+    trained = []
+
+    def weights(config):
+        if not trained:
+            folder = str(tmp_path_factory.mktemp("disabled") / "run")
+            trained.append(weights_of(run(config | {"run_dir": folder})))
+        return trained[0]
+
+    return weights
+
+
+def weights_of(folder):
+    return load_model(folder / "checkpoints" / "best.pt")[0].state_dict()
+
+
+def assert_same(weights, others):
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+FAULTS = {
+    "no account": ("auto", {}, None),
+    "no key, but asked to be online": ("online", {}, "not online"),
+    "a key of the wrong shape": ("auto", {"WANDB_API_KEY": "short"}, "not online"),
+    "no network": ("auto", {"WANDB_API_KEY": RIGHT_SHAPE}, "not online"),
+    "online and no network": ("online", {"WANDB_API_KEY": RIGHT_SHAPE}, "not online"),
+    "a file for its folder": ("auto", {"WANDB_DIR": "file"}, None),
+    "a file for its cache": ("auto", {"WANDB_CACHE_DIR": "file"}, "cannot write to file"),
+    "a file for its data": ("auto", {"WANDB_DATA_DIR": "file"}, None),
+    "a file for its settings": ("auto", {"WANDB_CONFIG_DIR": "file"}, None),
+    "a setting that is none": ("auto", {"WANDB_INIT_TIMEOUT": "soon"}, "goes on without it"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_wandb_costs_one_line_and_no_bit(
+    fault, digits_config, no_account, weights_without_wandb, monkeypatch, capfd
+):
+    mode, environment, said = FAULTS[fault]
+    expected = weights_without_wandb(digits_config)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    capfd.readouterr()
+    start = time.monotonic()
+    folder = run(digits_config | {"wandb_mode": mode})
+    wandb.teardown()
+    assert time.monotonic() - start < 30
+    lines = capfd.readouterr().err.splitlines()  # those of its service too
+    assert [line.startswith("warning: W&B") and said in line for line in lines] == [True] * bool(
+        said
+    )
+    assert_same(weights_of(folder), expected)
+    if said != "goes on without it":
+        (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+        assert [row["val/loss"] for row in wandb_history(file)] == [
+            row["val/loss"] for row in rows_of(folder)
+        ]
+
+
+def test_without_wandb_installed_a_run_says_so_and_trains(
+    digits_config, weights_without_wandb, monkeypatch, capfd
+):
+    expected = weights_without_wandb(digits_config)
+    capfd.readouterr()
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    folder = run(digits_config | {"wandb_mode": "auto"})
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "goes on without it" in line
+    assert_same(weights_of(folder), expected)
+
+
+SERVICE_KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+import tracking
+from dataset import load_datasets
+from models import build_model
+from training import train
+
+log = tracking.Tracker.log
+
+def children():
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        name, _, rest = path.read_text().partition("(")[2].rpartition(")")
+        if rest.split()[1] == str(os.getpid()):
+            yield name, int(path.parent.name)
+
+def kill_service(self, metrics, step):
+    if step == 2:
+        (service,) = [pid for name, pid in children() if name == "wandb-core"]
+        os.kill(service, signal.SIGKILL)
+        os.waitid(os.P_PID, service, os.WEXITED | os.WNOWAIT)
+    log(self, metrics, step)
+
+tracking.Tracker.log = kill_service
+config = json.loads(sys.argv[1])
+train_set, val_set, _ = load_datasets(config)
+train(build_model(config), train_set, val_set, config)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the service in /proc")
+def test_a_killed_service_of_wandb_costs_one_line_and_no_bit(digits_config, no_account, tmp_path):
+    config = digits_config | {"epochs": 4}
+    expected = weights_of(run(config | {"run_dir": str(tmp_path / "disabled")}))
+    command = [sys.executable, "-c", SERVICE_KILLED]
+    command.append(json.dumps(config | {"wandb_mode": "auto"}))
+    environment = os.environ | {"PYTHONPATH": str(DATA.parent)}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("warning: W&B stopped")
+    assert len(rows_of(tmp_path / "run")) == 4
+    assert_same(weights_of(tmp_path / "run"), expected)

@@ -1,0 +1,88 @@
+"""W&B as a sink that may fail: then it says so in one line, and the training goes on."""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+# W&B reads these itself; what is set outside holds. Seconds: it may cost a run no more than that.
+SETTINGS = {"WANDB_SILENT": "true", "WANDB_INIT_TIMEOUT": "12", "WANDB_FINISH_TIMEOUT": "12"}
+
+
+class WandbSink:
+    """A W&B run, online when logged in and offline otherwise. Never asks, never raises.
+
+    `id` is that of the run, or `run_id` where there is none.
+    """
+
+    def __init__(self, folder, config, run_id=None):
+        self.run, self.id = None, run_id
+        if config["wandb_mode"] == "disabled":
+            return
+        try:
+            self.run = self._start(folder, config, run_id)
+            self.run.define_metric("*", step_metric="epoch")
+            self.id = self.run.id
+        except Exception as error:
+            self._give_up(error)
+
+    def _start(self, folder, config, run_id):
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        import wandb
+
+        keep_quiet(Path(wandb.env.get_cache_dir()) / "logs", folder / "wandb")
+        common = {"project": "lab01", "group": folder.parent.name, "name": folder.name}
+        common |= {"dir": str(folder), "config": config, "id": run_id}
+        mode = config["wandb_mode"]
+        try:
+            if mode == "auto":
+                mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
+            if mode == "online":
+                return wandb.init(mode=mode, resume="allow" if run_id else None, **common)
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                wandb.teardown()  # or the next init meets the failed one's service
+            run = wandb.init(mode="offline", **common)
+            warn(f"W&B is not online ({first_line(error)}); it logs offline in {run.dir}")
+            return run
+        return wandb.init(mode="offline", **common)
+
+    def log(self, row):
+        if self.run:
+            try:
+                self.run.log(row)
+            except Exception as error:
+                self._give_up(error)
+
+    def close(self):
+        if self.run:
+            try:
+                self.run.finish()
+            except Exception as error:
+                self._give_up(error)
+        self.run = None
+
+    def _give_up(self, error):
+        warn(f"W&B stopped ({first_line(error)}); training goes on without it")
+        self.run = None
+        if wandb := sys.modules.get("wandb"):
+            with contextlib.suppress(Exception):
+                wandb.teardown()  # or it fails once more, at the end of the process
+
+
+def keep_quiet(logs, instead):
+    """Let W&B cache in `instead` where it cannot write its `logs`, which would go to stderr."""
+    with contextlib.suppress(OSError):
+        logs.mkdir(parents=True, exist_ok=True)
+    if not os.access(logs, os.W_OK):
+        os.environ["WANDB_CACHE_DIR"] = str(instead.absolute())
+        warn(f"W&B cannot write to {logs.parent}; it caches in {instead}")
+
+
+def warn(text):
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def first_line(error):
+    return (str(error) or type(error).__name__).splitlines()[0][:100]
