@@ -5,12 +5,13 @@ Axis letters: N images, C channels, H x W pixels.
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from boxes import load_boxes
+from boxes import FILE, load_boxes
 from config import defaults
 from distributed import in_turn, own_share, world
 from images import load_digits, load_folder, load_imagenette, load_mnist
@@ -85,12 +86,22 @@ def load_datasets(config):
         )
     order = torch.randperm(len(whole), generator=make_generator(config["seed"], "split"))
     if config["hold_out_boxed"]:
-        boxed = torch.tensor(sorted(load_boxes(config["data_dir"], "train")))
-        order = order[~torch.isin(order, boxed)]
+        order = order[~torch.isin(order, boxed_images(config))]
     val_indices, train_indices = order[:held_out].sort()[0], order[held_out:].sort()[0]
     sets = whole.subset(train_indices), whole.subset(val_indices), test_set
     print(describe(*sets))
     return sets
+
+
+def boxed_images(config):
+    """Positions of the training images whose objects are boxed; FileNotFoundError without boxes."""
+    boxes = load_boxes(config["data_dir"], "train") if config["dataset"] == "imagenette" else {}
+    if not boxes:
+        raise FileNotFoundError(
+            f"hold_out_boxed: {config['dataset']} has no boxes, those of imagenette are in "
+            f"{Path(config['data_dir']) / FILE}: put the file there, or leave hold_out_boxed False"
+        )
+    return torch.tensor(sorted(boxes))
 
 
 def shrink(images, size):

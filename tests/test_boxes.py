@@ -4,6 +4,8 @@ import pytest
 import torch
 from conftest import DATA
 
+import dataset
+import exercise_1_3
 from boxes import FILE, box_mask, energy_inside, load_boxes
 
 HEAD = "split,index,path,width,height,x0,y0,x1,y1"
@@ -56,3 +58,19 @@ def test_500_images_are_boxed_and_the_six_of_the_reference_among_them():
     assert (len(val), len(train)) == (134, 366)
     assert {1936, 1526, 1527, 3535, 3536, 3537} <= val.keys()
     assert box_mask(val[3536], 128, 128).float().mean().item() == pytest.approx(0.026, abs=0.002)
+
+
+def test_boxed_training_images_can_be_held_out(tmp_path, monkeypatch):
+    write(tmp_path, *(f"train,{index},a,10,10,0,0,5,5" for index in range(0, 40, 4)))
+    images = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1).expand(-1, 3, 8, 8)
+    split = images, torch.arange(40) % 2
+    loaded = {"train": split, "test": split}, ["a", "b"], [0.5] * 3, [0.2] * 3
+    monkeypatch.setitem(dataset.LOADERS, "imagenette", lambda config: loaded)
+    changes = {"dataset": "imagenette", "data_dir": str(tmp_path)}
+    for hold_out, left in ((False, 40), (True, 30)):
+        changes |= {"hold_out_boxed": hold_out}
+        train_set, val_set, _ = dataset.load_datasets(exercise_1_3.config | changes)
+        seen = torch.cat([train_set.images, val_set.images])[:, 0, 0, 0].tolist()
+        assert len(seen) == left
+        assert len(val_set) == 4
+        assert hold_out != any(index % 4 == 0 for index in seen)

@@ -84,6 +84,7 @@ WRONG = [
     (exercise_2_3, "--data_dir nowhere", "imagenette2-160", "--dataset digits"),
     (exercise_2_3, "--dataset digits --cam.indices 5 359", "359", "358"),
     (exercise_2_3, "--dataset digits --cam.contrast 3,x", "cam.contrast", "known: 0, 1"),
+    (exercise_1_1, "--dataset digits --hold_out_boxed", "hold_out_boxed", "imagenette_boxes.csv"),
     (exercise_2_3, "--cam.indices -1", "cam.indices", "-1"),
     (exercise_2_3, "--cam.per_class -1", "cam.per_class", "-1"),
     (exercise_2_3, "--checkpoint best.pt", "best.pt", "train one first"),
