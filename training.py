@@ -155,9 +155,10 @@ def check_last_batch(model, train_set, batch_size):
             trial = copy.deepcopy(model).train()
             trial(train_set.normalise(train_set.images[:1]).to(next(model.parameters()).device))
     except ValueError:
+        part = "batch" if world() == 1 else "share"
         raise ValueError(
-            f"batch_size {batch_size} leaves a {'batch' if world() == 1 else 'share'} of one of the "
-            f"{len(train_set)} training images, and its maps of one cell have no deviation for BatchNorm: choose another "
+            f"batch_size {batch_size} leaves a {part} of one of the {len(train_set)} training "
+            f"images, and its maps of one cell have no deviation for BatchNorm: choose another "
             f"--batch_size, or fewer layers"
         ) from None
 
