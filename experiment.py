@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from config import complete_config, defaults, merge, refuse
-from distributed import first_only, from_first, joined, rank, wait, world
+from distributed import first_only, from_first, joined, leave, rank, wait, world
 from interruption import Stopped
 from models import count_parameters
 from seeds import can_stack, train_seeds
@@ -37,7 +37,23 @@ def experiment(function):
             several = run_seeds if config["seeds"] else run
             return several(function, name, config)
 
-    return exit_cleanly(main) if function.__module__ == "__main__" else main
+    return exit_together(exit_cleanly(main)) if function.__module__ == "__main__" else main
+
+
+def exit_together(main):
+    """Of several processes every one ends with `leave` where `main` ends or exits."""
+
+    @functools.wraps(main)
+    def wrapped(config):
+        if world() == 1:
+            return main(config)
+        try:
+            main(config)
+        except SystemExit as stop:
+            leave(stop.code)
+        leave(0)
+
+    return wrapped
 
 
 def together(config):

@@ -48,7 +48,7 @@ def torchrun(script, *flags, processes=2, options=()):
     )
 
 
-def finish(process, seconds=100):
+def finish(process, seconds=200):
     try:
         return process.communicate(timeout=seconds)
     finally:
@@ -67,7 +67,7 @@ def ranks_of(agent):
 
 def wait_for_epoch(agent, epoch, pattern="runs/*/*/metrics.csv"):
     """Wait until the run has that many rows of metrics."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200  # torch alone may take 60 to load on a busy machine
     while time.monotonic() < end and agent.poll() is None:
         if any(len(path.read_text().splitlines()) > epoch for path in Path().glob(pattern)):
             return
