@@ -20,6 +20,7 @@ from cache import read_image
 from cam_pictures import save_cam_visualization
 from checkpoint import load_checkpoint, load_model
 from dataset import ImageDataset, make_generator
+from distributed import first_only
 from experiment import exit_cleanly
 from gallery import draw_gallery, folder_name
 from images import SUFFIXES
@@ -126,6 +127,7 @@ def activate(model, dataset, indices, batch_size=None, **options):
     return ClassActivation(*(None if c[0] is None else torch.cat(c).cpu() for c in columns))
 
 
+@first_only
 def cam(model, dataset, config):
     """Draw a few images of every class of `dataset`, or those that config["cam"]["indices"] names.
 
@@ -133,7 +135,7 @@ def cam(model, dataset, config):
     picture in manifest.json, and index.html; returns these rows. All pictures of a call share one
     colour scale. Where the boxes of the objects are known, the rows say what share of the positive
     evidence lies outside. config["cam"]["contrast"], "church,parachute" say, shows why the one and
-    not the other.
+    not the other. Of several processes rank 0 alone draws; the others get None.
     """
     indices = choose_images(dataset, config)
     contrast = find_contrast(config["cam"]["contrast"], dataset.classes)

@@ -2,17 +2,17 @@
 
     python exercise_2_3.py                                  # train, then draw the maps
     python exercise_2_3.py --checkpoint runs/.../best.pt    # draw the maps alone
-    python exercise_2_3.py --cam.indices 1936 1526 1527 3535 3536 3537    # of these test images
+    python exercise_2_3.py --preset best                    # residual, augmented: 35 minutes or so
     python exercise_2_3.py --dataset digits                 # no download, one minute
 
-Seed 0 on 2 cores of an AMD EPYC: test accuracy 0.6981 after 8 epochs; 40 have not been run.
+Seed 0 on 2 cores of an AMD EPYC: test accuracy 0.6981 after 8 epochs, 40 have not been run; the
+preset best, with --precision bfloat16, 0.8634 after 40 (one run).
 """
 
 from cam import cam, choose_images
 from checkpoint import load_checkpoint, load_model
 from config import defaults, parse_config
 from dataset import load_datasets
-from distributed import first_only
 from evaluate import evaluate
 from experiment import experiment, summarise
 from models import build_model
@@ -78,7 +78,7 @@ def main(config):
     test = evaluate(model, test_set)  # once, with the weights of the best epoch
     draw_curves(config["run_dir"])
     draw_confusion(test["confusion"], test_set.classes, config["run_dir"])
-    first_only(cam)(model, test_set, config)
+    cam(model, test_set, config)
     return summarise(model, val_accuracies, val_losses, test)
 
 
@@ -90,7 +90,7 @@ def explain(config):
     open_run(config)
     val, test = evaluate(model, val_set), evaluate(model, test_set)
     draw_confusion(test["confusion"], test_set.classes, config["run_dir"])
-    first_only(cam)(model, test_set, config)
+    cam(model, test_set, config)
     results = summarise(model, [val["accuracy"]], [val["loss"]], test)
     results["val"]["best_epoch"] = load_checkpoint(config["checkpoint"])["epoch"]
     return results
