@@ -84,7 +84,7 @@ def wait():
 
 def leave(code):
     """End this process at once: while Python takes itself down, a thread of gloo that still holds a
-    tensor would abort it (pytorch issue 190489)."""
+    tensor would abort it (pytorch#190489)."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -106,7 +106,7 @@ class ConvLayer(nn.Module):
         if self.shortcut is not None:
             rows, columns = self.conv.stride
             # thinned here: with a stride of its own, the gradient of a 1x1 convolution of few
-            # channels is written beyond its memory on CPUs (uxlfoundation/oneDNN, issue 6035)
+            # channels is written beyond its memory on CPUs (uxlfoundation/oneDNN#6035)
             features = features + self.shortcut(images[..., ::rows, ::columns])
         # Pooling commutes with ReLU and with a factor per channel, so it may come first: the maps
         # that ReLU and dropout write are then four times smaller.
