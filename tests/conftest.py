@@ -1,6 +1,7 @@
 """Shared fixtures: small configs, run folders, folders of pictures, and the real data."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ import exercise_1_1
 import exercise_1_3
 
 DATA = Path(__file__).parents[1] / "data"
+
+# in a job of the background Ctrl-C is ignored, and so it would be in every process started here
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
