@@ -193,7 +193,7 @@ def test_the_manifest_has_a_row_for_every_picture_and_the_worst_error(tmp_path, 
     assert len({row["limit"] for row in rows}) == 1  # one colour scale for all
     maps = np.load(tmp_path / "cam" / "maps.npy")
     assert maps.shape == (6, 4, 4)
-    assert np.abs(maps).max() == pytest.approx(rows[0]["limit"])
+    assert rows[0]["limit"] == pytest.approx(np.quantile(np.abs(maps), 0.995))
     for row in rows:
         assert random_images.classes[random_images.labels[row["index"]]] == row["true"]
 
