@@ -2,7 +2,7 @@
 
     python exercise_2_3.py                                  # train, then draw the maps
     python exercise_2_3.py --checkpoint runs/.../best.pt    # draw the maps alone
-    python exercise_2_3.py --preset best                    # residual, augmented: 35 minutes or so
+    python exercise_2_3.py --preset best                    # residual layers, augmented images
     python exercise_2_3.py --dataset digits                 # no download, one minute
 
 Seed 0 on 2 cores of an AMD EPYC: test accuracy 0.8634 with --preset best --precision bfloat16.

@@ -30,7 +30,6 @@ from distributed import (
 )
 from evaluate import evaluate
 from interruption import stop_requests
-from models import CNN
 from optimisation import Schedule, make_optimizer
 from progress import Progress, layer_table
 from steps import batch_sizes, check_finite, plain_step, train_epoch
@@ -76,9 +75,9 @@ def train_held(model, train_set, val_set, config, held):
     """`train` with a checked config; the run folder is entered into the ExitStack `held`."""
     check_last_batch(model, train_set, config["batch_size"])
     device = choose_device(config["device"])
-    if device.type == "cpu" and not isinstance(model, CNN):
+    if device.type == "cpu" and not convolves(model):
         torch.set_num_threads(1)  # two meet more often than they help in matrices this small
-    model.to(device, memory_format=torch.channels_last if isinstance(model, CNN) else None)
+    model.to(device, memory_format=torch.channels_last if convolves(model) else None)
     optimizer = make_optimizer(model, config)
     sizes = batch_sizes(len(train_set), config["batch_size"])
     schedule = Schedule(optimizer, len(sizes), config)
@@ -136,6 +135,11 @@ def train_held(model, train_set, val_set, config, held):
     return take_best(model, folder, history)
 
 
+def convolves(model):
+    """Whether it is one of the networks that keep a map, CNN or ResNet-18."""
+    return hasattr(model, "features")
+
+
 def take_best(model, folder, history):
     """Load the weights of the best epoch; return the two lists that `train` returns."""
     best = from_first(load_checkpoint, folder / "checkpoints" / "best.pt")
@@ -148,7 +152,7 @@ def check_last_batch(model, train_set, batch_size):
     """Raise ValueError where a batch of one image leaves BatchNorm one value a channel; of several
     processes, where the share of one does."""
     last = (len(train_set) % batch_size or batch_size) // world()
-    if last > 1 or not isinstance(model, CNN):
+    if last > 1 or not convolves(model):
         return
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -235,3 +235,16 @@ def test_the_compiled_step_is_the_plain_step_within_rounding(digits_config, tmp_
     for name, weights in plain["model"].items():
         torch.testing.assert_close(weights, fast["model"][name], atol=1e-5, rtol=1e-4)
     assert not all(torch.equal(w, fast["model"][n]) for n, w in plain["model"].items())
+
+
+@pytest.mark.parametrize(("kind", "lowered"), [("resnet18", 0), ("mlp", 1)])
+def test_only_the_small_networks_give_up_a_thread(digits_config, monkeypatch, kind, lowered):
+    model = {"resnet18": {"kind": "resnet18"}, "mlp": digits_config["model"]}[kind]
+    config = digits_config | {"model": model}
+    train_set, val_set, _ = load_datasets(config)
+    few = (train_set.subset(slice(64)), val_set.subset(slice(32)))
+    asked = []
+    monkeypatch.setattr(training.torch, "set_num_threads", asked.append)
+    accuracies, _ = train(build_model(complete_config(config)), *few, config)
+    assert len(accuracies) == 1
+    assert len(asked) == lowered + 1  # the last gives back what was there
