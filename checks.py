@@ -58,7 +58,7 @@ def data_shape(config):
     if not folder.is_dir():
         raise FileNotFoundError(
             f"image_folder: no folder {folder}; --data_dir names a folder that holds "
-            f"train/<class>/* and test/<class>/* (or val/<class>/*)"
+            f"train/<class>/*, and test/<class>/* where there are test pictures"
         )
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
     if not classes:

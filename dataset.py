@@ -11,22 +11,28 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from augmentation import cut_out, draw_augmentation, warp
 from boxes import FILE, load_boxes
+from checks import memory_bytes
 from config import defaults
 from distributed import in_turn, own_share, world
 from images import load_digits, load_folder, load_imagenette, load_mnist
+from mapped import MappedImages
 
 BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**28}  # float pixels made at once: what a cache holds
+UNEVEN = 1.5  # times as many images of one class as of another are worth a line
+IN_MEMORY = 1 / 4  # of the memory: images that take more stay on the disk
 
 
 @dataclass(frozen=True)
 class ImageDataset:
     """Images uint8 (N, C, H, W) with labels int64 (N,), on one device.
 
-    `mean` and `std` are per channel, of all training images, in [0, 1].
+    `mean` and `std` are per channel, of all training images, in [0, 1]. Images that are too many
+    for the memory are MappedImages, which are chosen and shaped like a tensor.
     """
 
-    images: torch.Tensor
+    images: torch.Tensor | MappedImages
     labels: torch.Tensor
     classes: list
     mean: list
@@ -37,7 +43,9 @@ class ImageDataset:
         return len(self.labels)
 
     def subset(self, indices):
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
+        mapped = isinstance(self.images, MappedImages)
+        images = self.images.subset(indices) if mapped else self.images[indices]
+        return replace(self, images=images, labels=self.labels[indices])
 
     def to(self, device):
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
@@ -66,31 +74,50 @@ LOADERS = {
 def load_datasets(config):
     """(train_set, val_set, test_set) of config["dataset"].
 
-    The validation set is a share of the training images, drawn by config["seed"] alone. Raises
-    FileNotFoundError or ValueError, saying what is missing and what to do. Prints one line about
-    what was loaded.
+    The validation set is a share of the training images, drawn by config["seed"] alone, unless an
+    image folder has one of its own; the test set likewise where a folder has none, then the same
+    for all seeds. Raises FileNotFoundError or ValueError, saying what is missing and what to do.
+    Prints what was loaded.
     """
     config = defaults | config
     splits, classes, mean, std = in_turn(LOADERS[config["dataset"]], config)
-    whole, test_set = (
-        ImageDataset(
-            shrink(images, config["image_size"]), labels, classes, mean, std, config["dataset"]
+    given = {
+        split: ImageDataset(
+            fit_memory(shrink(images, config["image_size"])),
+            *(labels, classes, mean, std, config["dataset"]),
         )
-        for images, labels in (splits["train"], splits["test"])
-    )
-    held_out = round(config["val_fraction"] * len(whole))
-    if not 0 < held_out < len(whole):
-        raise ValueError(
-            f"val_fraction {config['val_fraction']} of {len(whole)} training images leaves "
-            f"{held_out} for validation and {len(whole) - held_out} for training; each needs one"
+        for split, (images, labels) in splits.items()
+    }
+    if "test" not in given:
+        share, generator = config["val_fraction"], make_generator("test")
+        given["train"], given["test"] = hold_out(given["train"], share, generator)
+    if "val" not in given:
+        boxed = boxed_images(config) if config["hold_out_boxed"] else ()
+        generator = make_generator(config["seed"], "split")
+        given["train"], given["val"] = hold_out(
+            given["train"], config["val_fraction"], generator, boxed
         )
-    order = torch.randperm(len(whole), generator=make_generator(config["seed"], "split"))
-    if config["hold_out_boxed"]:
-        order = order[~torch.isin(order, boxed_images(config))]
-    val_indices, train_indices = order[:held_out].sort()[0], order[held_out:].sort()[0]
-    sets = whole.subset(train_indices), whole.subset(val_indices), test_set
+    sets = given["train"], given["val"], given["test"]
     print(describe(*sets))
     return sets
+
+
+def hold_out(whole, share, generator, left_out=()):
+    """(rest, held): a share of the images drawn by `generator`; both without those `left_out`."""
+    count = round(share * len(whole))
+    if not 0 < count < len(whole):
+        raise ValueError(
+            f"val_fraction {share} of {len(whole)} training images leaves "
+            f"{count} for validation and {len(whole) - count} for training; each needs one"
+        )
+    order = torch.randperm(len(whole), generator=generator)
+    order = order[~torch.isin(order, torch.as_tensor(left_out))] if len(left_out) else order
+    return whole.subset(order[count:].sort()[0]), whole.subset(order[:count].sort()[0])
+
+
+def fit_memory(images):
+    """`images`, or where they are too many for the memory MappedImages of them."""
+    return MappedImages(images) if images.nbytes > IN_MEMORY * memory_bytes() else images
 
 
 def boxed_images(config):
@@ -150,17 +177,13 @@ def prepare(dataset, order, warps, centres, batch_size, cutout, device=None):
 
     Several are gathered at once where the data set is, made on `device`, and handed out as slices.
     """
-    home = dataset.images.device
-    device = device or home
+    device = device or dataset.images.device
     batch_bytes = 4 * batch_size * dataset.images[0].numel()
     at_once = max(1, BLOCK_BYTES.get(device.type, 2**20) // batch_bytes) * batch_size
-    order = order.to(home)  # whole: a copy inside the loop would wait for the GPU
     warps, centres = (None if t is None else t.to(device) for t in (warps, centres))
-    for start in range(0, len(order), at_once):
-        block = slice(start, start + at_once)
-        rows = order[block]
-        images = dataset.images.index_select(0, rows).to(device)  # a third of what [rows] takes
-        labels = dataset.labels[rows].to(device)
+    start = 0
+    for images, labels in fetch(dataset, order, at_once, device):
+        block = slice(start, start := start + len(labels))
         if warps is not None:
             images = warp(images, warps[block])
         images = dataset.normalise(images)
@@ -169,67 +192,47 @@ def prepare(dataset, order, warps, centres, batch_size, cutout, device=None):
         yield from zip(images.split(batch_size), labels.split(batch_size), strict=True)
 
 
-def draw_augmentation(count, size, config, generator):
-    """Random inverse affine maps (count, 2, 3) and cutout centres (count, 2), or None where unused.
+def fetch(dataset, order, at_once, device):
+    """Blocks (uint8 images, labels) of the images in `order`, on `device`.
 
-    The maps are in the units of `torch.nn.functional.affine_grid`: the picture spans [-1, 1].
+    From the host's memory, or its disk, a block is copied to a GPU on a stream of its own, while
+    the steps on the block before still run.
     """
-    height, width = size
-    uniform = torch.rand(count, 8, generator=generator)  # drawn always: one key never moves another
-    signed = uniform * 2 - 1
-    angle = torch.deg2rad(signed[:, 0] * config["rotate"])
-    scale = 1 + signed[:, 1] * config["zoom"]
-    pixels = torch.round(signed[:, 2:4] * (config["shift"] + 0.5 - 1e-6))  # whole: nothing blurs
-    mirror = torch.where(uniform[:, 4] < 0.5, -1.0, 1.0) if config["flip"] else torch.ones(count)
-    side = torch.sqrt(config["crop"] + (1 - config["crop"]) * uniform[:, 5])  # of the kept square
-    centres = (uniform[:, 6:8] * torch.tensor([height + 1.0, width + 1.0])).floor().long()
-    moved = pixels * torch.tensor([2 / width, 2 / height]) if config["shift"] else pixels * 0
-    if config["crop"] < 1:  # the kept square lies anywhere inside the picture
-        moved = moved + (1 - side)[:, None] * (uniform[:, 6:8] * 2 - 1)
-    warps = affine_maps(angle, scale / side, moved, mirror, height / width)
-    unused = not (config["rotate"] or config["zoom"] or config["shift"] or config["flip"])
-    return (
-        None if unused and config["crop"] == 1 else warps,
-        centres if config["cutout"] else None,
-    )
-
-
-def affine_maps(angle, scale, moved, mirror, aspect=1.0):
-    """Maps (n, 2, 3) from output to input coordinates: turn by `angle` (radians), enlarge by
-    `scale`, mirror where -1, then look `moved` (n, 2) away from the centre."""
-    cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-    rows = [cos * mirror, -sin * aspect, moved[:, 0], sin / aspect * mirror, cos, moved[:, 1]]
-    return torch.stack(rows, dim=1).view(-1, 2, 3)
-
-
-def warp(images, maps):
-    """Sample images (n, C, H, W) at affine maps (n, 2, 3), bilinear, edges mirrored: float32."""
-    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
-    return F.grid_sample(
-        images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False
-    )
-
-
-def cut_out(images, centres, side):
-    """Set a square of `side` pixels around each centre (n, 2) to 0, the mean, in place.
-
-    DeVries and Taylor 2017: the square may reach over the edge.
-    """
-    height, width = images.shape[-2:]
-    rows = torch.arange(height, device=images.device) - centres[:, :1] + side // 2
-    columns = torch.arange(width, device=images.device) - centres[:, 1:] + side // 2
-    hidden = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[
-        :, None
-    ]
-    images.masked_fill_(hidden[:, None], 0.0)
+    home = dataset.images.device
+    aside = torch.cuda.Stream(device) if home.type == "cpu" and device.type == "cuda" else None
+    order = order.to(home)  # whole: a copy inside the loop would wait for the GPU
+    for rows in order.split(at_once):
+        images = dataset.images.index_select(0, rows)  # a third of the time that [rows] takes
+        labels = dataset.labels[rows]
+        if not aside:
+            yield images.to(device), labels.to(device)
+            continue
+        with torch.cuda.stream(aside):
+            block = [t.pin_memory().to(device, non_blocking=True) for t in (images, labels)]
+        now = torch.cuda.current_stream(device)
+        now.wait_stream(aside)
+        for tensor in block:
+            tensor.record_stream(now)  # not to be reused before the steps on it are done
+        yield block
 
 
 def describe(train_set, val_set, test_set):
-    """One line: which data, how many images of which shape, how they are split."""
+    """Which data, how many images of which shape, how they are split, and uneven classes."""
     shape = " x ".join(map(str, train_set.images.shape[1:]))
     megabytes = math.ceil(sum(s.images.nbytes for s in (train_set, val_set, test_set)) / 1e6)
-    return (
+    mapped = ", read from the disk" if isinstance(train_set.images, MappedImages) else ""
+    text = (
         f"{train_set.name}: {len(train_set):,} training, {len(val_set):,} validation, "
         f"{len(test_set):,} test images of {shape}, {len(train_set.classes)} classes, "
-        f"{megabytes} MB"
+        f"{megabytes} MB{mapped}"
     )
+    counts = torch.bincount(train_set.labels, minlength=len(train_set.classes))
+    most, least = int(counts.argmax()), int(counts.argmin())
+    if counts[most] > UNEVEN * counts[least]:
+        names = train_set.classes
+        text += (
+            f"\nuneven classes: {int(counts[least]):,} training images of {names[least]}, "
+            f"{int(counts[most]):,} of {names[most]}; always saying {names[most]} would be right "
+            f"for {counts[most] / counts.sum():.0%} of them"
+        )
+    return text

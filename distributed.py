@@ -78,7 +78,7 @@ def connect(device):
 
 def wait():
     """Wait until every process is here."""
-    if distributed.is_initialized():
+    if world() > 1 and distributed.is_initialized():
         distributed.all_reduce(torch.zeros(1))
 
 
@@ -164,6 +164,33 @@ def summed(*tensors):
         for tensor in tensors:
             distributed.all_reduce(tensor)
     return tensors
+
+
+def shared(function, items):
+    """[function(item) for item in items]; of several processes each does its share, all get all."""
+    own = [function(item) for item in items[rank() :: world()]]
+    if world() == 1:
+        return own
+    shares = [None] * world()
+    distributed.all_gather_object(shares, own)
+    return [shares[number % world()][number // world()] for number in range(len(items))]
+
+
+def own_part(items):
+    """What this process writes of `items`, where those of rank 0's machine deal them out."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if world() > 1 else 1
+    return items[rank() :: here] if rank() < here else items[:0]
+
+
+@contextlib.contextmanager
+def alone():
+    """Inside, this process is one of its own: nothing is shared, and it prints and writes."""
+    names = ("WORLD_SIZE", "RANK")
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ |= kept
 
 
 def average_statistics(model):

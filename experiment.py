@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from config import complete_config, defaults, merge, refuse
-from distributed import first_only, from_first, joined, leave, rank, wait, world
+from distributed import alone, first_only, from_first, joined, leave, rank, wait, world
 from interruption import Stopped
 from models import count_parameters
 from seeds import can_stack, train_seeds
@@ -105,11 +105,9 @@ def run_seeds(function, name, config):
     ]
     if config["resume"] == "none":
         open_run(config)
-    fresh = [single for single in singles if not Path(single["run_dir"]).is_dir()]
-    alone = world() == 1  # several train the seeds in turn, each of them together
     try:
-        if alone and can_stack(config) and fresh:
-            train_seeds(fresh)  # all at once; each run then finds its training done
+        if can_stack(config):
+            train_fresh(singles)  # all at once; each run then finds its training done
         runs = [run(function, name, from_first(going_on, single)) for single in singles]
     except Stopped as stop:
         raise Stopped(stop.signum, folder) from None
@@ -140,6 +138,15 @@ def run_seeds(function, name, config):
         f"{std['test_accuracy']:.4f}, test loss {mean['test_loss']:.4f} +- {std['test_loss']:.4f}"
     )
     return results
+
+
+def train_fresh(singles):
+    """Train the seeds that have no folder yet; several processes deal them out and wait."""
+    fresh = from_first(lambda: [s for s in singles if not Path(s["run_dir"]).is_dir()])
+    if own := fresh[rank() :: world()]:
+        with alone():
+            train_seeds(own)
+    wait()
 
 
 @contextlib.contextmanager

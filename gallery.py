@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from boxes import box_mask, energy_inside, upsample
 from cam_pictures import save_cam_visualization, save_thumbnail
+from distributed import first_only, own_part, wait
 from tracking import write_json
 
 TEMPLATE = Path(__file__).with_name("gallery.html")
@@ -30,7 +31,8 @@ def draw_gallery(folder, dataset, indices, activation, paths, boxes=None, grid=F
     `paths` are those of the pictures below `folder`, without ending; `boxes` has the boxes (n, 4)
     of the objects by index, where they are known. Labels below 0 are unknown. Returns the rows of
     the manifest, one a picture. All pictures share one colour scale, which one cell in 200 of them
-    passes: to the largest of thousands of maps the others would be pale.
+    passes: to the largest of thousands of maps the others would be pale. Several processes on the
+    machine of rank 0 draw together.
     """
     limit = float(np.quantile(activation.maps.abs().numpy(), 0.995))
     rows = []
@@ -48,18 +50,24 @@ def draw_gallery(folder, dataset, indices, activation, paths, boxes=None, grid=F
         save_cam_visualization(image, one, folder / row["path"], *about, limit, box, grid)
         save_thumbnail(image, one, folder / row["thumbnail"], limit)
 
+    own = own_part(range(len(rows)))
     with ThreadPoolExecutor() as pool:
-        work = pool.map(draw, range(len(rows)))
-        list(tqdm(work, "drawing", len(rows), leave=False, disable=None, unit=" pictures"))
+        work = pool.map(draw, own)
+        list(tqdm(work, "drawing", len(own), leave=False, disable=None, unit=" pictures"))
+    wait()  # for the pictures of the other processes
+    first_only(write_pages)(folder, rows, activation, dataset.classes)
+    return rows
+
+
+def write_pages(folder, rows, activation, classes):
     np.save(folder / "maps.npy", activation.maps.numpy())
     worst = max(row["completeness_error"] for row in rows)
     write_json(folder / "manifest.json", {"worst_completeness_error": worst, "images": rows})
-    write_gallery(folder, rows, "Class activation maps", dataset.classes)
+    write_gallery(folder, rows, "Class activation maps", classes)
     print(
         f"{len(rows)} maps in {folder}, index.html shows them; worst |mean + bias - logit| "
         f"{worst:.1e} of the logit"
     )
-    return rows
 
 
 def describe(one, dataset, label):

@@ -1,8 +1,9 @@
 """From files to arrays: reads the data sets, from their own files or from folders of pictures.
 
-Every loader takes a config and returns ({"train": (images, labels), "test": (images, labels)},
-classes, mean, std), images uint8 (N, C, H, W), labels int64 (N,), mean and std per channel of the
-training images in [0, 1].
+Every loader takes a config and returns (splits, classes, mean, std). The splits are {"train":
+(images, labels), "test": (images, labels)}, images uint8 (N, C, H, W), labels int64 (N,); of a
+folder of pictures "test" may be missing and "val" may be there. Mean and std are per channel, of
+the training images, in [0, 1].
 """
 
 import hashlib
@@ -154,18 +155,22 @@ def load_cifar10_archive(config):
 
 
 def read_splits(folder, config):
-    """The train and test (or val) folders below `folder`, decoded once and cached.
+    """The pictures of folder/train, folder/test and folder/val, decoded once and cached.
 
-    Raises ValueError where they do not hold two classes or more, the same in both.
+    val alone beside train is the test set; both may be missing, then the caller holds some out.
+    Raises ValueError where they do not hold two classes or more, the same in all.
     """
-    test_name = "test" if (folder / "test").is_dir() else "val"
-    listings = {
-        s: list_images(folder / name) for s, name in (("train", "train"), ("test", test_name))
+    names = {"train": "train"} | {
+        name: name for name in ("test", "val") if (folder / name).is_dir()
     }
+    if "test" not in names and "val" in names:
+        names = {"train": "train", "test": "val"}
+    listings = {split: list_images(folder / name) for split, name in names.items()}
     classes = listings["train"][1]
-    if listings["test"][1] != classes:
-        odd = sorted(set(classes) ^ set(listings["test"][1]))
-        raise ValueError(f"{folder}: train and {test_name} hold different classes: {odd[:5]}")
+    for split, name in names.items():
+        if listings[split][1] != classes:
+            odd = sorted(set(classes) ^ set(listings[split][1]))
+            raise ValueError(f"{folder}: train and {name} hold different classes: {odd[:5]}")
     if len(classes) < 2:
         raise ValueError(
             f"{folder / 'train'} has one class folder, {classes[0]}; a network needs two or more "

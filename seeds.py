@@ -198,7 +198,7 @@ def train_stack(configs, shows=True):
 def joined(datasets):
     """The images of every seed, one after the other, as one data set."""
     images, labels = (
-        torch.cat([getattr(d, key) for d in datasets]) for key in ("images", "labels")
+        torch.cat([getattr(d, key)[:] for d in datasets]) for key in ("images", "labels")
     )
     return replace(datasets[0], images=images, labels=labels)
 

@@ -11,8 +11,9 @@ from torchvision.transforms.v2 import functional as tv
 import exercise_1_1
 import exercise_1_3
 import exercise_2_3
+from augmentation import affine_maps, cut_out, warp
 from cache import read_image
-from dataset import ImageDataset, affine_maps, batches, cut_out, load_datasets, warp
+from dataset import ImageDataset, batches, load_datasets
 from images import read_idx
 
 

@@ -8,13 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import DATA
+from PIL import Image
 from test_training import assert_same, comparable
 
 import exercise_1_3
-from checkpoint import load_checkpoint, load_last
+import exercise_2_3
+from cam import cam
+from checkpoint import load_checkpoint, load_last, load_model
 from compiled import choose_compiled
 from dataset import load_datasets
 from evaluate import evaluate
@@ -33,6 +37,10 @@ LONE = MLP | {"batch_size": 1292, "epochs": 4}  # its last batch has 3 images: f
 CNN = exercise_1_3.config | DIGITS | {
     "model": exercise_1_3.config["model"] | {"layers": [16, 32], "dropout": 0.1},
     "epochs": 12, "lr": 1e-2, "shift": 1, "schedule": "one_cycle",
+}  # fmt: skip
+SEEDS = MLP | {"seeds": [0, 1, 2]}
+MAPS = exercise_2_3.config | DIGITS | {
+    "model": exercise_2_3.config["model"] | {"layers": [8], "min_map": 4}, "epochs": 1,
 }  # fmt: skip
 FLAGS = """--model.layers 16 32 --model.dropout 0.1 --epochs 12 --lr 1e-2 --shift 1
     --schedule one_cycle --dataset digits --device cpu --wandb_mode disabled --compile off"""
@@ -106,7 +114,8 @@ def together(tmp_path_factory):
         epoch = load_last(stopped_run)["epoch"]
         resumed = CNN | {"resume": str(stopped_run)}
         runs = [MLP | {"run_dir": "mlp"}, LONE | {"run_dir": "lone"}, CNN | {"run_dir": "cnn"}]
-        launch = run_together(folder, [*runs, resumed], 2, patch)
+        runs += [resumed, SEEDS | {"run_dir": "seeds"}, MAPS | {"run_dir": "maps"}]
+        launch = run_together(folder, runs, 2, patch)
     return launch | {"stopped": stopped, "epoch": epoch, "run": folder / stopped_run, "pids": pids}
 
 
@@ -162,12 +171,37 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_it_reaches_the_w
             assert torch.equal(left, expected)
 
 
-def test_only_the_first_rank_prints_and_writes(together):
+def test_the_first_rank_prints_and_writes_and_the_second_its_share_of_seeds_and_pictures(together):
     first, second = together["seen"]
     assert any(path.endswith("results.json") or "results" in path for path in first["written"])
-    assert second["written"] == []
-    assert together["logs"][0, "stdout"].count("run folder: ") == 5
+    places = {Path(path).relative_to(together["folder"]).parts[:2] for path in second["written"]}
+    folders = {(parts[0], parts[1].strip(".").split(".")[0]) for parts in places}
+    assert folders == {("seeds", "seed_1"), ("maps", "cam")}
+    assert together["logs"][0, "stdout"].count("run folder: ") == 6
     assert together["logs"][1, "stdout"] == together["logs"][1, "stderr"] == ""
+
+
+def test_two_processes_deal_out_the_seeds_and_each_learns_what_it_does_alone(together):
+    several = json.loads((together["folder"] / "seeds" / "results.json").read_text())
+    assert several["seeds"] == [0, 1, 2]
+    for run in several["runs"]:
+        one = exercise_1_3.main(MLP | {"seed": run["config"]["seed"]})
+        assert run["test"]["confusion"] == one["test"]["confusion"].tolist()
+        assert run["test"]["loss"] == pytest.approx(one["test"]["loss"], abs=1e-5)
+
+
+def test_two_processes_draw_the_maps_that_one_draws(together):
+    both = together["folder"] / "maps"
+    model, config = load_model(both / "checkpoints" / "best.pt")
+    cam(model, load_datasets(config)[2], config | {"run_dir": "one"})
+    files = {path.relative_to("one") for path in Path("one/cam").rglob("*") if path.is_file()}
+    assert len(files) == 2 * 30 + 3  # a picture and a thumbnail each
+    assert {p.relative_to(both) for p in (both / "cam").rglob("*") if p.is_file()} == files
+    places = [both / "cam", Path("one/cam")]
+    np.testing.assert_allclose(*(np.load(place / "maps.npy") for place in places), atol=1e-5)
+    for path in (path.relative_to("cam") for path in files if path.suffix == ".png"):
+        drawn, expected = (np.asarray(Image.open(place / path)).astype(int) for place in places)
+        assert abs(drawn - expected).max() <= 4, path  # of 255: the maps are rounded before it
 
 
 def test_a_signal_stops_both_ranks_at_once_and_the_run_goes_on_bit_for_bit(together):

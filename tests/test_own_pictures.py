@@ -1,0 +1,147 @@
+"""One's own pictures: folders of every layout, uneven classes, and more than the memory holds."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dataset
+import exercise_1_1
+import exercise_1_3
+from cache import read_image
+from dataset import batches, load_datasets
+from evaluate import evaluate
+from mapped import MappedImages
+from models import build_model
+
+SETTINGS = exercise_1_1.config | {"dataset": "image_folder", "image_size": 8, "batch_size": 4}
+
+
+def write_pictures(folder, counts, size=8):
+    """folder/<split>/<class>/<n>.png, `counts` of them, each of one grey: no two alike."""
+    grey = 0
+    for place, count in counts.items():
+        (folder / place).mkdir(parents=True)
+        for number in range(count):
+            Image.new("L", (size, size), grey).save(folder / place / f"{number}.png")
+            grey += 1
+    return SETTINGS | {"data_dir": str(folder)}
+
+
+def greys(images):
+    return images[:, 0, 0, 0].tolist()
+
+
+def test_without_a_test_folder_a_share_is_held_out_the_same_for_every_seed(tmp_path):
+    config = write_pictures(tmp_path / "own", {"train/cat": 40, "train/dog": 60})
+    sets = [load_datasets(config | {"seed": seed}) for seed in (0, 0, 1)]
+    assert [len(s) for s in sets[0]] == [81, 9, 10]
+    for train, val, test in sets:
+        assert sorted(greys(train.images) + greys(val.images) + greys(test.images)) == [*range(100)]
+    (_, val, test), (_, again, _), (_, other, other_test) = sets
+    assert greys(val.images) == greys(again.images) != greys(other.images)
+    assert greys(test.images) == greys(other_test.images)
+
+
+def test_a_validation_folder_beside_a_test_folder_is_the_validation_set(tmp_path):
+    counts = {f"{split}/{label}": 3 for split in ("train", "val", "test") for label in "ab"}
+    sets = load_datasets(write_pictures(tmp_path / "own", counts))
+    assert [greys(s.images) for s in sets] == [[*range(6)], [*range(6, 12)], [*range(12, 18)]]
+
+
+def test_a_validation_folder_alone_is_the_test_set(tmp_path):
+    counts = {"train/a": 5, "train/b": 5, "val/a": 2, "val/b": 2}
+    train, val, test = load_datasets(write_pictures(tmp_path / "own", counts))
+    assert sorted(greys(train.images) + greys(val.images)) == [*range(10)]
+    assert greys(test.images) == [10, 11, 12, 13]
+
+
+def test_a_validation_folder_of_other_classes_is_refused(tmp_path):
+    counts = {"train/a": 2, "train/b": 2, "test/a": 1, "test/b": 1, "val/a": 1}
+    with pytest.raises(ValueError, match=r"train and val hold different classes: \['b'\]"):
+        load_datasets(write_pictures(tmp_path / "own", counts))
+
+
+def test_uneven_classes_are_said_with_what_a_constant_answer_would_reach(tmp_path, capsys):
+    counts = {"train/cat": 10, "train/dog": 90, "test/cat": 1, "test/dog": 1}
+    train, _, _ = load_datasets(write_pictures(tmp_path / "own", counts))
+    cats, dogs = torch.bincount(train.labels).tolist()
+    said = capsys.readouterr().out
+    assert f"uneven classes: {cats} training images of cat, {dogs} of dog" in said
+    assert f"always saying dog would be right for {dogs / (cats + dogs):.0%} of them" in said
+    counts = {"train/cat": 50, "train/dog": 50}
+    load_datasets(write_pictures(tmp_path / "even", counts))
+    assert "uneven" not in capsys.readouterr().out
+
+
+def test_what_is_not_square_is_squashed_cropped_or_padded(tmp_path):
+    stripes = np.zeros((4, 8, 3), np.uint8)
+    stripes[:, 2:6] = 255  # the middle square is white, what lies beside it black
+    Image.fromarray(stripes).save(tmp_path / "wide.png")
+    read = {
+        way: read_image(tmp_path / "wide.png", {"image_size": 4, "resize": way})[0] / 255
+        for way in ("squash", "crop", "pad")
+    }
+    assert read["crop"].min() == 1
+    assert read["squash"][:, [0, 3]].max() < 0.5 < read["squash"][:, 1:3].min()
+    assert read["pad"][[0, 3]].max() == 0 < read["pad"][1:3].max()
+
+
+def test_images_left_on_the_disk_train_and_judge_as_those_in_memory(tmp_path, monkeypatch):
+    counts = {f"{split}/{label}": 20 for split in ("train", "test") for label in "ab"}
+    config = write_pictures(tmp_path / "own", counts) | {"rotate": 20.0, "cutout": 2}
+    in_memory = load_datasets(config)
+    monkeypatch.setattr(dataset, "IN_MEMORY", 0)
+    on_disk = load_datasets(config)
+    model = build_model(config | {"model": exercise_1_3.config["model"] | {"layers": [4]}})
+    for one, other in zip(in_memory, on_disk, strict=True):
+        assert isinstance(other.images, MappedImages)
+        assert one.images.shape == other.images.shape
+        assert one.images.nbytes == other.images.nbytes
+        assert torch.equal(one.images, other.images[:])
+        dealt = zip(batches(one, config, epoch=3), batches(other, config, epoch=3), strict=True)
+        for (images, labels), (others, other_labels) in dealt:
+            assert torch.equal(images, others)
+            assert torch.equal(labels, other_labels)
+        first, second = evaluate(model, one, 7), evaluate(model, other, 7)
+        assert torch.equal(first["confusion"], second["confusion"])
+        assert first["loss"] == second["loss"]
+
+
+def own_memory():
+    """Bytes of this process that no file stands behind."""
+    (line,) = [
+        text for text in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in text
+    ]
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
+def test_images_left_on_the_disk_take_no_memory(tmp_path, monkeypatch):
+    config = write_pictures(tmp_path / "own", {"train/a": 50, "train/b": 50}, size=512)
+    config |= {"image_size": 512}
+    load_datasets(config)  # decoded
+    taken = {}
+    for share in (0, 1):
+        monkeypatch.setattr(dataset, "IN_MEMORY", share)
+        before = own_memory()
+        train, _, _ = load_datasets(config)
+        for start in range(0, len(train), 8):
+            train.images[start : start + 8].float().sum()
+        taken[share] = (own_memory() - before) / train.images.nbytes
+    assert taken[0] < 0.5 < 0.9 < taken[1], taken
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_copied_ahead_are_those_of_a_set_on_the_gpu(tmp_path):
+    config = write_pictures(tmp_path / "own", {"train/a": 100, "train/b": 100}) | {"rotate": 20.0}
+    train, _, _ = load_datasets(config)
+    device, dealt = torch.device("cuda"), []
+    for home in (train, train.to(device)):
+        dealt.append([(i.sum(0), labels) for i, labels in batches(home, config, 1, device)])
+    for (images, labels), (others, other_labels) in zip(*dealt, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, other_labels)
