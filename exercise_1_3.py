@@ -36,7 +36,26 @@ config = defaults | {
     "batch_size": 64,
     "epochs": 75,
 }
-presets = {}
+presets = {
+    "best": {
+        "model": {
+            # VGG's pattern: pairs of convolutions, of which the second one pools
+            "layers": [{"channels": 32, "pool": 1}, 64]
+            + [{"channels": 128, "pool": 1}, 128]
+            + [{"channels": 256, "pool": 1}, 256, {"channels": 256, "pool": 1}],
+            "dropout": 0.0,
+        },
+        "optimizer": "sgd",
+        "lr": 0.1,
+        "weight_decay": 5e-4,
+        "batch_size": 128,
+        "schedule": "one_cycle",
+        "epochs": 24,
+        "label_smoothing": 0.1,
+        "flip": True,
+        "shift": 2,
+    },
+}
 
 
 @experiment
