@@ -28,6 +28,17 @@ config = defaults | {
 }
 presets = {
     "digits": {"dataset": "digits", "lr": 1e-3},  # 1,050 steps instead of 42,200
+    "best": {  # the same 55,050 parameters
+        "optimizer": "adamw",
+        "lr": 4e-3,
+        "weight_decay": 0.05,
+        "batch_size": 128,
+        "schedule": "one_cycle",
+        "epochs": 250,
+        "rotate": 10.0,
+        "shift": 2,
+        "zoom": 0.1,
+    },
 }
 
 
