@@ -17,6 +17,7 @@ same command goes on after the last whole one. Writes results.json, depth.txt an
 
 import json
 import math
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,7 @@ from training import choose_device, threads_restored
 ADAM = {"optimizer": "adam", "lr": 1e-3, "schedule": "cosine"}
 NETWORKS = {
     "mlp": ADAM
-    | {"dataset": "mnist", "depths": [2, 5, 10, 20, 40, 80], "width": 64, "epochs": 5}
+    | {"dataset": "mnist", "depths": [2, 5, 10, 20, 40, 80], "width": 64, "epochs": 7}
     | {"batch_size": 256, "images": 0, "precision": "float32"},
     "cnn": ADAM
     | {"dataset": "cifar10", "depths": [4, 8, 16, 32], "width": 32, "epochs": 8}
@@ -122,7 +123,7 @@ def read_cell(path, config):
 
 def run_cells(configs, folder, data_dir, device):
     """Every cell as a dict: read from `folder` where it is there, else measured and written."""
-    cells, loaded = [], (None, None)
+    cells, loaded, commit = [], (None, None), git_commit()
     for number, config in enumerate(configs, start=1):
         path = folder / f"{name_cell(config)}.json"
         cell = read_cell(path, config)
@@ -130,7 +131,7 @@ def run_cells(configs, folder, data_dir, device):
             complete_config = defaults | config | {"data_dir": data_dir}
             if loaded[0] != config["seed"]:
                 loaded = config["seed"], load_sets(complete_config, device)
-            cell = {"config": config, "commit": git_commit()}
+            cell = {"config": config, "commit": commit}
             cell |= measure_cell(complete_config, *loaded[1], device)
             write_json(path, cell)
             print(f"{number} of {len(configs)}: {describe_cell(cell)}", flush=True)
@@ -193,6 +194,7 @@ def main(flags):
         print("stopped; the same command goes on after the last whole cell", file=sys.stderr)
         raise SystemExit(130) from None
     about = describe_process(device) | {"machine": machine_name()}
+    about["command"] = shlex.join(["python", "-m", "studies.depth", *sys.argv[1:]])
     about["seconds"] = round(sum(cell["seconds"] for cell in cells), 1)
     write_json(out / "results.json", about | {"settings": settings, "cells": cells})
     print(draw(out))

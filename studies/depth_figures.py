@@ -1,5 +1,6 @@
 """The figures of the depth study, as PNG and SVG, byte for byte the same from the same results."""
 
+from itertools import product
 from statistics import fmean
 
 import matplotlib
@@ -7,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogFormatter, NullLocator
 
 from studies.depth_table import GROUPS, last_of, pick
 
@@ -82,7 +83,10 @@ def draw_depth(results):
     best = max(cell["history"][-1]["val/accuracy"] for cell in results["cells"])
     scale_accuracy(axes[0, 0], best)
     axes[0, 0].set_ylabel("validation accuracy")
-    axes[1, 0].set(yscale="log", ylabel="training loss, nats per image")
+    axes[1, 0].set_ylabel("training loss, nats per image")
+    scale_logs(axes[1])
+    axes[1, 0].yaxis.set_major_formatter("{x:g}")
+    axes[1, 0].yaxis.set_minor_formatter(LogFormatter())
     axes[0, 0].set_xscale("log", base=2)
     axes[0, 0].set_xticks(depths, [str(depth) for depth in depths])
     axes[0, 0].xaxis.set_minor_locator(NullLocator())
@@ -91,8 +95,19 @@ def draw_depth(results):
     return figure
 
 
+def scale_logs(axes):
+    """Logarithmic axes that share their range, where anything at all is above zero."""
+    lines = [line.get_ydata() for axis in axes for line in axis.get_lines()]
+    if any((np.asarray(values) > 0).any() for values in lines):
+        axes[0].set_yscale("log")
+
+
 def scale_accuracy(axis, best):
-    """Even steps for every factor of the error, so that 0.97 and 0.98 are as far as 0.4 and 0.6."""
+    """Even steps for every factor of the error, so that 0.97 and 0.98 are as far as 0.4 and 0.6;
+    even steps of the accuracy where none comes near 1."""
+    if best < 0.85:
+        axis.set_ylim(0, 1.1 * best)
+        return
 
     def error(accuracy):
         return -np.log10(np.clip(1 - np.asarray(accuracy, dtype=float), 1e-4, None))
@@ -116,13 +131,13 @@ def draw_gradients(results, depth):
                 for arm in arms:
                     draw_norms(axes[row, column], pick(results, arm, depth), when, kind,
                                number > 0, arm)  # fmt: skip
-            axes[row, column].set_yscale("log")
             tidy(axes[row, column])
         axes[0, column].set_title(title, fontsize=10)
         axes[1, column].set_xlabel("layer, from input to output")
         axes[1, column].xaxis.get_major_locator().set_params(integer=True)
     for row, kind in enumerate(("weights", "biases")):
         axes[row, 0].set_ylabel(f"norm of the loss's gradient, {kind}")
+        scale_logs(axes[row])
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -144,20 +159,20 @@ def draw_curves(results):
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
     units = {"accuracy": "accuracy", "loss": "loss, nats per image"}
     splits = {"train_without_dropout": "training, dropout off", "val": "validation"}
+    (arms,) = GROUPS["stall"].values()
     for axis, (key, unit) in zip(axes, units.items(), strict=True):
-        for (arms,) in [GROUPS["stall"].values()]:
-            for arm in arms:
-                for split, words in splits.items():
-                    histories = [cell["history"] for cell in pick(results, arm, depth)]
-                    epochs = range(1, min(map(len, histories)) + 1)
-                    values = [[h[e - 1][f"{split}/{key}"] for h in histories] for e in epochs]
-                    style = style_of(arm) | {"markevery": max(1, len(values) // 8)}
-                    style |= {"linestyle": "-" if split == "val" else "--"}
-                    style |= {} if split == "val" else {"markerfacecolor": "white"}
-                    draw_band(axis, epochs, values, label=f"{arm}: {words}", **style)
+        for arm, (split, words) in product(arms, splits.items()):
+            histories = [cell["history"] for cell in pick(results, arm, depth)]
+            epochs = range(1, min(map(len, histories)) + 1)
+            values = [[h[epoch - 1][f"{split}/{key}"] for h in histories] for epoch in epochs]
+            style = style_of(arm) | {"markevery": max(1, len(values) // 8), "linestyle": "-"}
+            if split != "val":
+                style |= {"markerfacecolor": "white", "linestyle": "--"}
+            draw_band(axis, epochs, values, label=f"{arm}: {words}", **style)
         axis.set(xlabel="epoch", ylabel=unit)
         axis.xaxis.get_major_locator().set_params(integer=True)
         tidy(axis)
+    figure.get_layout_engine().set(wspace=0.06)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return figure

@@ -15,7 +15,7 @@ GROUPS = {  # arms that stand side by side in a table, and their differences
             "residual + BatchNorm",
         ),
     },
-    "cnn": {"every layer with BatchNorm": ("plain", "residual")},
+    "cnn": {"with BatchNorm": ("plain", "residual")},
     "stall": {"exercise 1.2's MLP": ("dropout 0.5", "no dropout")},
 }
 
