@@ -166,7 +166,10 @@ def test_arms_of_a_seed_see_the_same_batches_in_the_same_order():
 
 
 def test_the_images_of_a_seed_are_drawn_once_for_all_arms():
-    (one, val), (again, _) = (load_sets(config_of(images=100), CPU) for _ in range(2))
+    (one, val), (again, _) = (
+        load_sets(config_of(images=100, arm=arm, depth=depth), CPU)
+        for arm, depth in (("plain", 2), ("residual", 5))
+    )
     other, _ = load_sets(config_of(images=100, seed=1), CPU)
     assert len(one) == 100 and len(val) == 144
     assert torch.equal(one.images, again.images) and not torch.equal(one.images, other.images)
