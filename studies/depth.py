@@ -9,10 +9,15 @@
 The confound: nn.Linear draws weights of variance 1 / (3 fan_in), so that each ReLU layer multiplies
 signal and gradient by sqrt(1/6) = 0.408, and 20 layers by 1.7e-8. A plain network that fails may
 lack skips or a proper scale. Hence three arms, each without and with BatchNorm: plain, plain drawn
-as He et al. 2015 do, and residual; equal in linear layers, width, data and order. All are trained
-for the same few epochs with the same Adam and judged after the last one on the validation images;
-the test set is not looked at. Every cell (arm, depth, seed) is a file in cells/ of --out, and the
-same command goes on after the last whole one. Writes results.json, depth.txt and figures.
+as He et al. 2015 do, and residual; equal in linear layers, width, data and order (at an odd depth
+the residual one has a layer less; the table has layers and parameters). The CNNs have BatchNorm in
+every layer, so two arms: plain and residual. The stall compares training and validation with
+dropout and without.
+
+All arms are trained for the same few epochs with the same Adam and judged after the last one on the
+validation images; the test set is not looked at. Every cell (arm, depth, seed) is a file in cells/
+of --out, and the same command goes on after the last whole one. Writes results.json, depth.txt and
+figures: means over the seeds, with bands from the least to the largest.
 """
 
 import json
