@@ -12,7 +12,7 @@ from config import defaults
 from dataset import load_datasets
 from models import count_parameters
 from studies.depth import Flags, cell_configs, complete, main, read_cell, run_cells
-from studies.depth_figures import draw_figures
+from studies.depth_figures import draw_depth, plt
 from studies.depth_networks import (
     ARMS,
     DeepMLP,
@@ -233,8 +233,9 @@ def test_a_loss_that_is_not_finite_ends_its_cell_and_is_told(tmp_path, study):
     about = json.loads((study / "results.json").read_text())
     results = about | {"settings": settings, "cells": cells}
     assert table_of(results).count("not finite") == 6
-    draw_figures(results, tmp_path)
-    assert (tmp_path / "depth.png").is_file()
+    accuracy = draw_depth(results).axes[0]
+    assert accuracy.get_ylabel() == "validation accuracy"
+    plt.close(accuracy.figure)
 
 
 def test_a_difference_is_clear_where_its_interval_leaves_zero_out():
