@@ -1,0 +1,115 @@
+"""Runs that README speaks of, in results/: what they reached, and how they were made."""
+
+import csv
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from checkpoint import load_checkpoint, save_checkpoint
+from tracking import write_json
+
+RESULTS = Path(__file__).parents[1] / "results"
+LARGEST_WEIGHTS = 2 * 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a run, or those of several seeds, left in results/<name>/."""
+
+    name: str
+    results: dict
+    manifest: dict
+    metrics: list  # of every seed its rows of metrics.csv, {"epoch": 1.0, "val/loss": ...}
+
+    @property
+    def runs(self):
+        return self.results.get("runs", [self.results])
+
+    @property
+    def epochs(self):
+        return self.runs[0]["epochs"]
+
+    @property
+    def command(self):
+        """As it was typed, without where it wrote and logged."""
+        words, kept = self.manifest["command"].split(), []
+        for word in words:
+            if kept and kept[-1] in ("--run_dir", "--wandb_mode"):
+                kept.pop()
+            else:
+                kept.append(word)
+        return " ".join(kept)
+
+    def values(self, split, metric):
+        """A number a seed, of the epoch that validation chose."""
+        return [run[split][metric] for run in self.runs]
+
+    def last(self, key):
+        """A number a seed, of the last epoch."""
+        return [rows[-1][key] for rows in self.metrics]
+
+    @property
+    def minutes(self):
+        return self.results["seconds"] / 60
+
+
+def load_experiments(folder=RESULTS):
+    """{name: Experiment} of all that was added."""
+    experiments = {}
+    for path in sorted(folder.glob("*/results.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if "exercise" in results:
+            manifest = json.loads(path.with_name("manifest.json").read_text(encoding="utf-8"))
+            metrics = [read_metrics(p) for p in sorted(path.parent.glob("metrics*.csv"))]
+            name = path.parent.name
+            experiments[name] = Experiment(name, results, manifest, metrics)
+    return experiments
+
+
+def read_metrics(path):
+    with path.open(encoding="utf-8") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def add(run, results=RESULTS):
+    """Take the finished run in the folder `run` into results/, its weights where they are small.
+
+    Raises FileNotFoundError where it has not finished.
+    """
+    source = Path(run)
+    if not (source / "results.json").is_file():
+        raise FileNotFoundError(f"--add {run}: no results.json there; give a run that has finished")
+    outcome = json.loads((source / "results.json").read_text(encoding="utf-8"))
+    name = f"{outcome['exercise']}-{source.name}"
+    target = results / name
+    target.mkdir(parents=True, exist_ok=True)
+    seeds = [source / f"seed_{seed}" for seed in outcome.get("seeds", [])]
+    for old in target.glob("metrics*.csv"):
+        old.unlink()
+    for folder in seeds or [source]:
+        suffix = f"-{folder.name}" if seeds else ""
+        shutil.copyfile(folder / "metrics.csv", target / f"metrics{suffix}.csv")
+    first = (seeds or [source])[0]
+    shutil.copyfile(first / "manifest.json", target / "manifest.json")
+    write_json(target / "results.json", outcome)
+    add_weights(first / "checkpoints" / "best.pt", results / "weights" / f"{name}.pt")
+    print(f"{run} is in {target}")
+
+
+def add_weights(source, target):
+    """The weights alone, in bfloat16 where float32 is too large, or not at all."""
+    state = load_checkpoint(source)
+    kept = {key: state[key] for key in ("epoch", "config", "data")}
+    target.parent.mkdir(exist_ok=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        weights = {
+            k: v.to(dtype) if v.is_floating_point() else v for k, v in state["model"].items()
+        }
+        save_checkpoint(target, kept | {"model": weights, "history": []})
+        if target.stat().st_size <= LARGEST_WEIGHTS:
+            return
+    target.unlink()
+    print(f"the weights of {source} are too large to be kept")

@@ -1,0 +1,178 @@
+"""README.md and its figures, written from results/: no number of a result is typed by hand.
+
+    python -m studies.report                                   # README.md and assets/, anew
+    python -m studies.report --add runs/exercise_1_1/default   # first, a finished run to results/
+
+The text is studies/README.md.jinja; what stands in {{ }} there is computed here.
+"""
+
+import json
+import re
+import textwrap
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+import tyro
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from scipy import stats
+
+from experiment import exit_cleanly
+from studies.experiments import RESULTS, add, load_experiments
+from studies.report_figures import draw_figures, drawable
+from studies.trust_table import number, percent, rate_of
+from tracking import write_whole
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = {  # what the text reports of one run each: test accuracies, and two losses
+    "1.1": 0.9733,
+    "1.2": 0.9756,
+    "1.3": 0.761,
+    "1.1 loss": 0.0016719,
+    "1.2 loss": 0.001513,
+}
+SAID = {  # what the text sees in the maps of its network
+    1936: "sees the horn",
+    1526: "sees windows and tower",
+    1527: "sky makes it a parachute",
+    3535: "a parachute by the sky alone",
+    3536: "no sky, so taken for a church",
+    3537: "a parachute by the sky alone",
+}
+
+
+def share(values, digits=4):
+    """0.9739, or of several seeds 0.9739 ± 0.0009: mean and standard deviation."""
+    values = values if isinstance(values, list) else [values]
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{fmean(values):.{digits}f}{spread}"
+
+
+def seeds_of(experiment):
+    count = len(experiment.runs)
+    return "one seed" if count == 1 else f"{count} seeds"
+
+
+def paired(ours, theirs):
+    """{"mean", "low", "high"} of the differences of paired values, in points, with the 95 %
+    interval of Student's t."""
+    differences = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
+    mean, error = fmean(differences), stdev(differences) / len(differences) ** 0.5
+    low, high = stats.t.interval(0.95, len(differences) - 1, mean, error)
+    return {"mean": mean, "low": low, "high": high}
+
+
+def wilson(accuracy, count):
+    """The 95 % interval of a share of `count` images (Wilson 1927), as low and high."""
+    return stats.binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
+
+
+def load_json(name):
+    path = RESULTS / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def render():
+    """The text of README.md."""
+    environment = Environment(
+        loader=FileSystemLoader(ROOT / "studies"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"share": share, "percent": percent, "number": number}
+    runs = load_experiments()
+    depth = {name: load_json(f"depth/{name}/results.json") for name in ("mlp", "cnn", "stall")}
+    text = environment.get_template("README.md.jinja").render(
+        runs=runs,
+        mlp_figure=drawable("mlp", runs),
+        cnn_figure=drawable("cnn", runs),
+        reference=REFERENCE,
+        paired=paired,
+        seeds_of=seeds_of,
+        wilson=wilson,
+        depth=depth,
+        **tell_trust(load_json("trust/trust.json")),
+        **tell_speed(load_json("benchmarks-amd-epyc-2-cores.json")),
+    )
+    return "\n\n".join(map(reflow, re.sub(r"\n{3,}", "\n\n", text).split("\n\n")))
+
+
+def reflow(block):
+    """Prose in lines of a readable length; tables, code, pictures and headings as they are."""
+    if block.lstrip()[:1] in "|#`!<.-" or "```" in block or block.startswith(" "):
+        return block
+    end = "\n" if block.endswith("\n") else ""
+    return textwrap.fill(block, 105, break_long_words=False, break_on_hyphens=False) + end
+
+
+def tell_trust(trust):
+    """What the text says of results/trust/trust.json."""
+    swapped, classes = trust["unseen"]["swapped"], trust["classes"]
+    grounds = {
+        one: rate_of([others[one] for others in swapped.values() if one in others], "background")
+        for one in classes
+    }
+    shares = [int(text.split()[0]) for one, text in grounds.items() if one != "parachute"]
+    parachute = rate_of(list(swapped["parachute"].values()), "object")
+    mosaics = [
+        round(100 * fmean(summary["mean"] for summary in others.values()))
+        for others in trust["mosaics"].values()
+    ]
+    return {
+        "trust": trust,
+        "kept": trust["unseen"]["kept"],
+        "where": trust["unseen"]["where"],
+        "skies": trust["colours"]["skies"],
+        "swaps": {"ground": grounds, "least": min(shares), "most": max(shares)}
+        | {"parachute": parachute},
+        "mosaics": mosaics,
+        "area": lambda kind, order: f"{trust['curves'][kind][order]['area']['mean']:.2f}",
+        "said": SAID,
+    }
+
+
+def tell_speed(benchmarks):
+    """What the text says of the benchmarks."""
+    cifar, cam = benchmarks["cifar"]["contenders"], benchmarks["cam"]["contenders"]
+
+    def learned(name):
+        return f"{cifar[name]['val_accuracy_mean']:.3f} ± {cifar[name]['val_accuracy_std']:.3f}"
+
+    return {
+        "benchmarks": benchmarks,
+        "startup": benchmarks["startup"]["seconds"]["total"],
+        "seeds_seconds": benchmarks["overhead"]["one_and_eight_seeds"]["seconds"],
+        "parts": benchmarks["overhead"]["parts_of_an_epoch"],
+        "cifar": cifar,
+        "learned": learned,
+        "maps": {name: f"{row['images_a_second']:.0f}" for name, row in cam.items()},
+        "scale": benchmarks["scale"]["sizes"],
+        "contenders": {
+            "Keras 3 on JAX, fit": "Keras 3 on JAX, `fit`",
+            "JAX scan": "JAX `scan` over the epoch",
+            "LAB01, compiled step": "LAB01, compiled step, the default from 30,000 steps on",
+        },
+    }
+
+
+@dataclass
+class Flags:
+    add: tuple[str, ...] = ()
+    """finished runs to take into results/ first"""
+
+
+@exit_cleanly
+def main(flags):
+    for run in flags.add:
+        add(run)
+    warnings.simplefilter("error")
+    draw_figures(load_experiments(), ROOT / "assets")
+    write_whole(ROOT / "README.md", render())
+    print("README.md and assets/ are those of results/")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Flags))

@@ -1,0 +1,117 @@
+"""README's numbers are those of results/."""
+
+import json
+import re
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+from conftest import DATA
+from scipy import stats
+
+import exercise_1_1
+from evaluate import Flags, evaluate, load_judged
+from studies.experiments import RESULTS, add, load_experiments
+from studies.report import paired, reflow, render, share, wilson
+from studies.report_figures import draw_figures
+
+README = DATA.parent / "README.md"
+TEMPLATE = DATA.parent / "studies" / "README.md.jinja"
+
+
+def test_readme_is_what_the_results_say():
+    assert render() == README.read_text(encoding="utf-8")
+
+
+def test_no_number_of_a_result_is_typed_by_hand():
+    text = TEMPLATE.read_text(encoding="utf-8")
+    for computed in (r"\{\{.*?\}\}", r"\{%.*?%\}", r"\{#.*?#\}", r"```.*?```", r"`[^`]*`"):
+        text = re.sub(computed, "", text, flags=re.DOTALL)
+    versions = r"torch 2\.15\.0|torchvision 0\.29\.2|(exercises?|###|and) [12]\.[123]\b"
+    text = re.sub(versions, "", text)
+    typed = re.findall(r"[^\n]*(?:\d\.\d|\d ?%|\d times|± \d)[^\n]*", text)
+    assert typed == []
+
+
+def test_figures_are_those_of_the_results(tmp_path):
+    draw_figures(load_experiments(), tmp_path)
+    drawn = sorted(path.name for path in tmp_path.iterdir())
+    assert drawn == sorted(path.name for path in (DATA.parent / "assets").iterdir())
+    for name in drawn:  # an SVG holds every point as text; PNGs differ between builds of FreeType
+        if name.endswith(".svg"):
+            expected = (DATA.parent / "assets" / name).read_bytes()
+            assert (tmp_path / name).read_bytes() == expected, name
+
+
+def test_every_picture_and_link_of_readme_is_there():
+    text = README.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    assert links
+    for link in links:
+        assert link.startswith("https://") or (README.parent / link).exists(), link
+
+
+def test_several_seeds_are_their_mean_and_standard_deviation():
+    values = [0.971, 0.975, 0.973]
+    assert share(values) == f"{fmean(values):.4f} ± {stdev(values):.4f}"
+    assert share([0.97]) == share(0.97) == "0.9700"
+
+
+def test_the_interval_of_paired_differences_is_that_of_the_t_test():
+    ours, theirs = [0.974, 0.971, 0.977, 0.973], [0.972, 0.972, 0.971, 0.970]
+    found = paired(ours, theirs)
+    points = [100 * value for value in ours], [100 * value for value in theirs]
+    low, high = stats.ttest_rel(*points).confidence_interval(0.95)
+    assert (found["low"], found["high"]) == pytest.approx((low, high))
+    assert found["mean"] == pytest.approx(fmean(points[0]) - fmean(points[1]))
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    low, high = wilson(0.9, 100)
+    assert (round(low, 4), round(high, 4)) == (0.8256, 0.9448)  # by hand: z = 1.96
+
+
+def test_prose_is_filled_and_tables_and_code_are_not():
+    long = "word " * 60
+    assert max(map(len, reflow(long).splitlines())) <= 105
+    for block in ("| " + long, "```\n" + long, "![" + long, "## " + long):
+        assert reflow(block) == block
+
+
+def test_what_a_run_leaves_is_taken_over_and_its_weights_judge_alike(digits_config, tmp_path):
+    outcome = exercise_1_1.main(digits_config | {"seeds": [0, 1], "run_dir": "several"})
+    add("several", tmp_path / "results")
+    (experiment,) = load_experiments(tmp_path / "results").values()
+    assert experiment.name == "exercise_1_1-several"
+    assert share(experiment.values("test", "accuracy")) == share(
+        [run["test"]["accuracy"] for run in outcome["runs"]]
+    )
+    assert [len(rows) for rows in experiment.metrics] == [1, 1]
+    weights = tmp_path / "results" / "weights" / "exercise_1_1-several.pt"
+    again = evaluate(*load_judged(Flags(str(weights))))
+    assert again["accuracy"] == outcome["runs"][0]["test"]["accuracy"]
+
+
+def test_a_run_that_has_not_finished_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--add nowhere: no results.json there"):
+        add("nowhere", tmp_path)
+    assert not list(tmp_path.glob("results*"))
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    "path", sorted((RESULTS / "weights").glob("*.pt")), ids=lambda path: path.stem
+)
+def test_the_weights_reach_what_readme_says_of_them(path):
+    results = json.loads((RESULTS / path.stem / "results.json").read_text(encoding="utf-8"))
+    run = results.get("runs", [results])[0]
+    model, dataset = load_judged(Flags(str(path), data_dir=str(DATA)))
+    found = evaluate(model, dataset)["accuracy"]
+    exact = path.stat().st_size > 4 * run["parameters"]  # float32; bfloat16 moves an image or two
+    assert found == pytest.approx(run["test"]["accuracy"], abs=0 if exact else 2e-3)
+
+
+def test_weights_are_small_and_hold_nothing_else():
+    assert list((RESULTS / "weights").glob("*.pt"))
+    for path in (RESULTS / "weights").iterdir():
+        assert Path(path).stat().st_size <= 2 * 2**20
