@@ -67,7 +67,7 @@ def load_datasets(config):
     """(train_set, val_set, test_set) of config["dataset"].
 
     The validation set is a share of the training images, drawn by config["seed"] alone. Raises
-    FileNotFoundError or ValueError, saying what is missing and what to do. Prints one line about
+    FileNotFoundError or ValueError, saying what is missing and what to do. Prints two lines about
     what was loaded.
     """
     config = defaults | config
@@ -225,11 +225,11 @@ def cut_out(images, centres, side):
 
 
 def describe(train_set, val_set, test_set):
-    """One line: which data, how many images of which shape, how they are split."""
+    """Two lines: which data, how many images of which shape, how they are split."""
     shape = " x ".join(map(str, train_set.images.shape[1:]))
     megabytes = math.ceil(sum(s.images.nbytes for s in (train_set, val_set, test_set)) / 1e6)
     return (
         f"{train_set.name}: {len(train_set):,} training, {len(val_set):,} validation, "
-        f"{len(test_set):,} test images of {shape}, {len(train_set.classes)} classes, "
+        f"{len(test_set):,} test images\n  of {shape}, {len(train_set.classes)} classes, "
         f"{megabytes} MB"
     )

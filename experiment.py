@@ -3,19 +3,22 @@
 import contextlib
 import functools
 import os
-import shlex
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 from statistics import fmean, stdev
 
+from checks import data_shape
+from commands import resume_command
 from config import complete_config, defaults, merge, refuse
 from distributed import first_only, from_first, joined, leave, rank, wait, world
 from interruption import Stopped
-from models import count_parameters
+from models import build_model, count_parameters
+from outcome import remembered
+from progress import announce, layer_table
 from seeds import can_stack, train_seeds
+from summary import result_block, seeds_block
 from tracking import open_run, write_json
 from training import choose_device
 
@@ -85,12 +88,19 @@ def name_run(config, name, own):
 
 def run(function, name, config):
     """Run the exercise once; print, write and return its results."""
+    with remembered() as training:
+        results = run_quietly(function, name, config)
+        print(result_block(results, training), flush=True)
+    return results
+
+
+def run_quietly(function, name, config):
+    """`run` that leaves the result block to others."""
     start = time.perf_counter()
     with disk_errors_explained(config["run_dir"]):
         results = {"exercise": name, "config": config, **function(config)}
         results |= {"seconds": time.perf_counter() - start, "run_dir": config["run_dir"]}
         first_only(write_json)(Path(config["run_dir"]) / "results.json", results)
-    print(result_lines(results), flush=True)
     return results
 
 
@@ -108,9 +118,13 @@ def run_seeds(function, name, config):
     fresh = [single for single in singles if not Path(single["run_dir"]).is_dir()]
     alone = world() == 1  # several train the seeds in turn, each of them together
     try:
-        if alone and can_stack(config) and fresh:
-            train_seeds(fresh)  # all at once; each run then finds its training done
-        runs = [run(function, name, from_first(going_on, single)) for single in singles]
+        stacked = fresh if alone and can_stack(config) else []
+        if stacked:
+            table = layer_table(build_model(config), data_shape(config)[0])
+            announce(choose_device(config["device"]), table, folder)
+            train_seeds(stacked)  # all at once; each run then finds its training done
+        with remembered() as training:
+            runs = [run_one(function, name, single, single in stacked) for single in singles]
     except Stopped as stop:
         raise Stopped(stop.signum, folder) from None
     except (ValueError, OSError):
@@ -134,12 +148,15 @@ def run_seeds(function, name, config):
     }
     with disk_errors_explained(folder):
         first_only(write_json)(folder / "results.json", results)
-    mean, std = results["mean"], results["std"]
-    print(
-        f"{len(runs)} seeds: test accuracy {mean['test_accuracy']:.4f} +- "
-        f"{std['test_accuracy']:.4f}, test loss {mean['test_loss']:.4f} +- {std['test_loss']:.4f}"
-    )
+    print(seeds_block(results, training), flush=True)
     return results
+
+
+def run_one(function, name, config, trained):
+    """One of several seeds; it is silent where it was `trained` with the others before."""
+    with contextlib.redirect_stdout(None) if trained else contextlib.nullcontext():
+        print(f"\nseed {config['seed']}")
+        return run_quietly(function, name, from_first(going_on, config))
 
 
 @contextlib.contextmanager
@@ -179,21 +196,14 @@ def summarise(model, val_accuracies, val_losses, test):
     }
 
 
-def result_lines(results):
-    val, test = results["val"], results["test"]
-    return (
-        f"validation: accuracy {val['accuracy']:.4f} in epoch {val['best_epoch']}, its best\n"
-        f"test: accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} (mean per image)\n"
-        f"{results['seconds']:.0f} s; results, plots and checkpoints are in {results['run_dir']}\n"
-        f"curves: tensorboard --logdir {results['run_dir']}"
-    )
-
-
 def exit_cleanly(main):
     """Exit codes: 0 done, 2 the user can mend it, 1 ours (a traceback), 130 and 143 stopped."""
 
     @functools.wraps(main)
     def wrapped(config):
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a class or a folder that a code page cannot name
+                stream.reconfigure(errors="backslashreplace")
         try:
             return main(config)
         except (ValueError, OSError) as error:
@@ -217,13 +227,3 @@ def exit_cleanly(main):
 @first_only
 def say(text):
     print(text, file=sys.stderr, flush=True)
-
-
-def resume_command(folder):
-    """What to type, here, to go on with the run in `folder`."""
-    python = Path(sys.executable)
-    with contextlib.suppress(ValueError):
-        python = python.relative_to(Path.cwd())
-    launcher = [str(python)] if world() == 1 else ["torchrun", "..."]  # its flags we do not know
-    words = [*launcher, sys.argv[0], "--resume", str(folder)]
-    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

@@ -1,12 +1,14 @@
 """The figures of a run: curves from metrics.csv and the confusion matrix."""
 
 import csv
+from itertools import islice
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import torch
 
 from distributed import first_only
 
@@ -59,7 +61,46 @@ def draw_confusion(confusion, classes, run_dir):
     save_figure(figure, Path(run_dir) / "plots" / "confusion.png")
 
 
+@first_only
+def draw_samples(dataset, batches, run_dir):
+    """plots/samples.png: the first images of `batches`, as trained, with their classes."""
+    shown = list(islice((pair for batch in batches for pair in zip(*batch, strict=True)), 32))
+    images = torch.stack([image.cpu() for image, _ in shown])
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (dataset.mean, dataset.std))
+    titles = [dataset.classes[label] for _, label in shown]
+    path = Path(run_dir) / "plots" / "samples.png"
+    draw_grid(images * std + mean, titles, path)
+    print(f"what it is trained on: {path}")
+
+
+def draw_grid(images, titles, path, columns=8):
+    """One picture of images (n, C, H, W) in [0, 1], each with a title of some lines above it."""
+    count, _, height, width = images.shape
+    rows = -(-count // columns)
+    side = max(height, width)
+    above = max(1, round((0.06 + 0.16 * max(t.count("\n") + 1 for t in titles)) * side))
+    gap = max(1, side // 12)
+    page = torch.ones(3, rows * (height + above), columns * (width + gap) - gap)
+    figure, axis = plt.subplots(figsize=(9, 9 * page.shape[1] / page.shape[2] + 0.1))
+    for number, (image, title) in enumerate(zip(images, titles, strict=True)):
+        row, column = divmod(number, columns)
+        top, left = row * (height + above) + above, column * (width + gap)
+        page[:, top : top + height, left : left + width] = image.clamp(0, 1)
+        lines = "\n".join(
+            line if len(line) < 19 else f"{line[:16]}..." for line in title.split("\n")
+        )
+        axis.text(left - 0.5, top - 0.03 * side - 0.5, lines, size=8, va="bottom")
+    axis.imshow(page.permute(1, 2, 0), interpolation="nearest")
+    axis.set_axis_off()
+    axis.set_position([0.01, 0.01, 0.98, 0.98])
+    save_figure(figure, path)
+
+
 def save_figure(figure, path):
+    """Write `figure` to `path`, a PNG, and beside it as SVG, the same bytes for the same figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+    figure.set_layout_engine("none")  # what was laid out stays, and is not reckoned twice
+    with matplotlib.rc_context({"svg.hashsalt": "lab01"}):
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)

@@ -109,6 +109,15 @@ def describe_process(device):
     }
 
 
+@contextlib.contextmanager
+def only_warned(what):
+    """A file inside that cannot be written, on a full disk say, costs a line, not the run."""
+    try:
+        yield
+    except OSError as error:
+        print(f"warning: {what} could not be written ({error.strerror or error})", file=sys.stderr)
+
+
 def write_manifest(folder, config, train_set, device):
     """What it takes to repeat the run: command, commit, versions, device, threads, data."""
     data = {"dataset": config["dataset"], "data_sha256": fingerprint(train_set)}
