@@ -37,7 +37,7 @@ def script(name):
     if started.suffix == ".py" and started.absolute().parent == home:
         return str(started.with_name(name))
     with contextlib.suppress(ValueError):  # another drive
-        return os.path.relpath(home / name)
+        return min(os.path.relpath(home / name), str(home / name), key=len)
     return str(home / name)
 
 

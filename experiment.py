@@ -13,6 +13,7 @@ from checks import data_shape
 from commands import resume_command
 from config import complete_config, defaults, merge, refuse
 from distributed import first_only, from_first, joined, leave, rank, wait, world
+from ending import log_results
 from interruption import Stopped
 from models import build_model, count_parameters
 from outcome import remembered
@@ -88,20 +89,20 @@ def name_run(config, name, own):
 
 def run(function, name, config):
     """Run the exercise once; print, write and return its results."""
-    with remembered() as training:
-        results = run_quietly(function, name, config)
-        print(result_block(results, training), flush=True)
+    results, training = run_silently(function, name, config)
+    print(result_block(results, training), flush=True)
     return results
 
 
-def run_quietly(function, name, config):
-    """`run` that leaves the result block to others."""
+def run_silently(function, name, config):
+    """(results, the Training behind them) of one run, written and logged."""
     start = time.perf_counter()
-    with disk_errors_explained(config["run_dir"]):
+    with disk_errors_explained(config["run_dir"]), remembered(name) as training:
         results = {"exercise": name, "config": config, **function(config)}
         results |= {"seconds": time.perf_counter() - start, "run_dir": config["run_dir"]}
+        first_only(log_results)(results, training)
         first_only(write_json)(Path(config["run_dir"]) / "results.json", results)
-    return results
+    return results, training
 
 
 def run_seeds(function, name, config):
@@ -123,14 +124,14 @@ def run_seeds(function, name, config):
             table = layer_table(build_model(config), data_shape(config)[0])
             announce(choose_device(config["device"]), table, folder)
             train_seeds(stacked)  # all at once; each run then finds its training done
-        with remembered() as training:
-            runs = [run_one(function, name, single, single in stacked) for single in singles]
+        ended = [run_one(function, name, single, single in stacked) for single in singles]
     except Stopped as stop:
         raise Stopped(stop.signum, folder) from None
     except (ValueError, OSError):
         if config["resume"] == "none" and rank() == 0 and not any(folder.glob("seed_*")):
             shutil.rmtree(folder, ignore_errors=True)  # it ended before any training began
         raise
+    runs, (training, *_) = zip(*ended, strict=True)
     pick = {
         f"{split}_{metric}": [r[split][metric] for r in runs]
         for split in ("val", "test")
@@ -140,7 +141,7 @@ def run_seeds(function, name, config):
         "exercise": name,
         "config": config,
         "seeds": config["seeds"],
-        "runs": runs,
+        "runs": list(runs),
         "mean": {key: fmean(values) for key, values in pick.items()},
         "std": {key: stdev(v) if len(v) > 1 else 0.0 for key, v in pick.items()},
         "seconds": time.perf_counter() - start,
@@ -156,7 +157,7 @@ def run_one(function, name, config, trained):
     """One of several seeds; it is silent where it was `trained` with the others before."""
     with contextlib.redirect_stdout(None) if trained else contextlib.nullcontext():
         print(f"\nseed {config['seed']}")
-        return run_quietly(function, name, from_first(going_on, config))
+        return run_silently(function, name, from_first(going_on, config))
 
 
 @contextlib.contextmanager

@@ -80,4 +80,5 @@ def describe_time(seconds, history):
     text = text if seconds >= 60 else f"{seconds:.1f} s"
     if not history:
         return text
-    return text + f", {median(row['train/images_per_second'] for row in history):,.0f} images a s"
+    speed = median(row["train/images_per_second"] for row in history)
+    return f"{text}, {speed:,.0f} images a second while training"

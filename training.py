@@ -30,6 +30,7 @@ from distributed import (
 )
 from evaluate import evaluate
 from interruption import stop_requests
+from norms import Norms
 from optimisation import Schedule, make_optimizer
 from outcome import leave_behind
 from plots import draw_samples
@@ -116,7 +117,8 @@ def train_held(model, train_set, val_set, config, held):
     train_set, val_set = keep_on(device, train_set), keep_on(device, val_set)
     if resumed:
         note_resumed(folder, config, len(history), device)
-    tracker = Tracker(folder, config, history, wandb_id)
+    norms = Norms(model, images, labels, len(sizes))
+    tracker = Tracker(folder, config, history, wandb_id, norms)
     held.callback(tracker.close)
     wandb_id = tracker.wandb_id
     progress = Progress(config["epochs"], len(sizes), history)
