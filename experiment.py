@@ -17,6 +17,7 @@ from ending import log_results
 from interruption import Stopped
 from models import build_model, count_parameters
 from outcome import remembered
+from plots import draw_seeds
 from progress import announce, layer_table
 from seeds import can_stack, train_seeds
 from summary import result_block, seeds_block
@@ -148,6 +149,8 @@ def run_seeds(function, name, config):
         "run_dir": config["run_dir"],
     }
     with disk_errors_explained(folder):
+        if all((Path(run["run_dir"]) / "metrics.csv").is_file() for run in runs):
+            draw_seeds(folder, [run["run_dir"] for run in runs])
         first_only(write_json)(folder / "results.json", results)
     print(seeds_block(results, training), flush=True)
     return results
