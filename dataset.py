@@ -223,7 +223,7 @@ def describe(train_set, val_set, test_set):
     mapped = ", read from the disk" if isinstance(train_set.images, MappedImages) else ""
     text = (
         f"{train_set.name}: {len(train_set):,} training, {len(val_set):,} validation, "
-        f"{len(test_set):,} test images of {shape}, {len(train_set.classes)} classes, "
+        f"{len(test_set):,} test images\n  of {shape}, {len(train_set.classes)} classes, "
         f"{megabytes} MB{mapped}"
     )
     counts = torch.bincount(train_set.labels, minlength=len(train_set.classes))

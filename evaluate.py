@@ -3,6 +3,7 @@
 python evaluate.py runs/exercise_1_1/...                      # its best.pt on its test images
 python evaluate.py runs/.../checkpoints/last.pt --split val
 python evaluate.py runs/... --dataset image_folder --data_dir pictures
+python evaluate.py runs/exercise_1_1/*                        # several side by side
 """
 
 from dataclasses import dataclass, replace
@@ -102,6 +103,8 @@ def load_judged(flags):
 class Flags:
     run: tyro.conf.Positional[str]
     """a run folder, or a checkpoint"""
+    more: tyro.conf.Positional[tuple[str, ...]] = ()
+    """more run folders, to compare them all"""
     split: Literal["test", "val", "train"] = "test"
     dataset: str = ""
     """another data set than the one it was trained on, with the same classes"""
@@ -110,6 +113,11 @@ class Flags:
 
 
 def main(flags):
+    if flags.more:
+        from compare import compare  # draws, which one run alone does not wait for
+
+        compare([flags.run, *flags.more])
+        return
     model, dataset = load_judged(flags)
     print(report(evaluate(model, dataset), dataset.classes))
 

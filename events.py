@@ -15,25 +15,23 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 class EventFile:
-    """A new event file in `folder`; TensorBoard drops the steps from `purge_step` on of those
-    before it. Raises OSError where it cannot be written."""
+    """A new event file in `folder`; TensorBoard drops the steps from `purge_step` on, where one is
+    given, of those before it. Raises OSError where it cannot be written."""
 
-    def __init__(self, folder, purge_step):
+    def __init__(self, folder, purge_step=None):
         seconds, fraction = divmod(time.time_ns(), 10**9)  # files are read in the order of names
         name = f"events.out.tfevents.{seconds:010d}.{fraction:09d}.{socket.gethostname()}"
         self.file = (Path(folder) / f"{name}.{os.getpid()}").open("wb", buffering=0)
-        self._write(
-            Event(wall_time=time.time(), file_version="brain.Event:2"),
-            Event(
-                wall_time=time.time(),
-                step=purge_step,
-                session_log=SessionLog(status=SessionLog.START),
-            ),
-        )
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if purge_step is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._write(Event(wall_time=time.time(), step=purge_step, session_log=start))
 
-    def add(self, metrics, step):
-        """Scalars {tag: value} of one step, all of them or, with OSError, none."""
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
+    def add(self, metrics, step, *values):
+        """Scalars {tag: value} and other Summary.Values of one step, all of them or, with OSError,
+        none."""
+        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
+        values = [*scalars, *values]
         self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
     def _write(self, *events):

@@ -3,19 +3,24 @@
 import contextlib
 import functools
 import os
-import shlex
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 from statistics import fmean, stdev
 
+from checks import data_shape
+from commands import resume_command
 from config import complete_config, defaults, merge, refuse
 from distributed import alone, first_only, from_first, joined, leave, rank, wait, world
+from ending import log_results
 from interruption import Stopped
-from models import count_parameters
+from models import build_model, count_parameters
+from outcome import remembered
+from plots import draw_seeds
+from progress import announce, layer_table
 from seeds import can_stack, train_seeds
+from summary import result_block, seeds_block
 from tracking import open_run, write_json
 from training import choose_device
 
@@ -85,13 +90,20 @@ def name_run(config, name, own):
 
 def run(function, name, config):
     """Run the exercise once; print, write and return its results."""
+    results, training = run_silently(function, name, config)
+    print(result_block(results, training), flush=True)
+    return results
+
+
+def run_silently(function, name, config):
+    """(results, the Training behind them) of one run, written and logged."""
     start = time.perf_counter()
-    with disk_errors_explained(config["run_dir"]):
+    with disk_errors_explained(config["run_dir"]), remembered(name) as training:
         results = {"exercise": name, "config": config, **function(config)}
         results |= {"seconds": time.perf_counter() - start, "run_dir": config["run_dir"]}
+        first_only(log_results)(results, training)
         first_only(write_json)(Path(config["run_dir"]) / "results.json", results)
-    print(result_lines(results), flush=True)
-    return results
+    return results, training
 
 
 def run_seeds(function, name, config):
@@ -106,15 +118,15 @@ def run_seeds(function, name, config):
     if config["resume"] == "none":
         open_run(config)
     try:
-        if can_stack(config):
-            train_fresh(singles)  # all at once; each run then finds its training done
-        runs = [run(function, name, from_first(going_on, single)) for single in singles]
+        stacked = train_fresh(config, singles) if can_stack(config) else []
+        ended = [run_one(function, name, single, single in stacked) for single in singles]
     except Stopped as stop:
         raise Stopped(stop.signum, folder) from None
     except (ValueError, OSError):
         if config["resume"] == "none" and rank() == 0 and not any(folder.glob("seed_*")):
             shutil.rmtree(folder, ignore_errors=True)  # it ended before any training began
         raise
+    runs, (training, *_) = zip(*ended, strict=True)
     pick = {
         f"{split}_{metric}": [r[split][metric] for r in runs]
         for split in ("val", "test")
@@ -124,29 +136,39 @@ def run_seeds(function, name, config):
         "exercise": name,
         "config": config,
         "seeds": config["seeds"],
-        "runs": runs,
+        "runs": list(runs),
         "mean": {key: fmean(values) for key, values in pick.items()},
         "std": {key: stdev(v) if len(v) > 1 else 0.0 for key, v in pick.items()},
         "seconds": time.perf_counter() - start,
         "run_dir": config["run_dir"],
     }
     with disk_errors_explained(folder):
+        if all((Path(run["run_dir"]) / "metrics.csv").is_file() for run in runs):
+            draw_seeds(folder, [run["run_dir"] for run in runs])
         first_only(write_json)(folder / "results.json", results)
-    mean, std = results["mean"], results["std"]
-    print(
-        f"{len(runs)} seeds: test accuracy {mean['test_accuracy']:.4f} +- "
-        f"{std['test_accuracy']:.4f}, test loss {mean['test_loss']:.4f} +- {std['test_loss']:.4f}"
-    )
+    print(seeds_block(results, training), flush=True)
     return results
 
 
-def train_fresh(singles):
-    """Train the seeds that have no folder yet; several processes deal them out and wait."""
+def train_fresh(config, singles):
+    """Train all seeds that have no folder yet at once, so that each run finds its training done;
+    returns them. Several processes deal them out."""
     fresh = from_first(lambda: [s for s in singles if not Path(s["run_dir"]).is_dir()])
+    if fresh:
+        table = layer_table(build_model(config), data_shape(config)[0])
+        announce(choose_device(config["device"]), table, config["run_dir"])
     if own := fresh[rank() :: world()]:
         with alone():
             train_seeds(own)
     wait()
+    return fresh
+
+
+def run_one(function, name, config, trained):
+    """One of several seeds; it is silent where it was `trained` with the others before."""
+    with contextlib.redirect_stdout(None) if trained else contextlib.nullcontext():
+        print(f"\nseed {config['seed']}")
+        return run_silently(function, name, from_first(going_on, config))
 
 
 @contextlib.contextmanager
@@ -186,21 +208,14 @@ def summarise(model, val_accuracies, val_losses, test):
     }
 
 
-def result_lines(results):
-    val, test = results["val"], results["test"]
-    return (
-        f"validation: accuracy {val['accuracy']:.4f} in epoch {val['best_epoch']}, its best\n"
-        f"test: accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} (mean per image)\n"
-        f"{results['seconds']:.0f} s; results, plots and checkpoints are in {results['run_dir']}\n"
-        f"curves: tensorboard --logdir {results['run_dir']}"
-    )
-
-
 def exit_cleanly(main):
     """Exit codes: 0 done, 2 the user can mend it, 1 ours (a traceback), 130 and 143 stopped."""
 
     @functools.wraps(main)
     def wrapped(config):
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a class or a folder that a code page cannot name
+                stream.reconfigure(errors="backslashreplace")
         try:
             return main(config)
         except (ValueError, OSError) as error:
@@ -224,13 +239,3 @@ def exit_cleanly(main):
 @first_only
 def say(text):
     print(text, file=sys.stderr, flush=True)
-
-
-def resume_command(folder):
-    """What to type, here, to go on with the run in `folder`."""
-    python = Path(sys.executable)
-    with contextlib.suppress(ValueError):
-        python = python.relative_to(Path.cwd())
-    launcher = [str(python)] if world() == 1 else ["torchrun", "..."]  # its flags we do not know
-    words = [*launcher, sys.argv[0], "--resume", str(folder)]
-    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

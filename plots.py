@@ -1,39 +1,94 @@
 """The figures of a run: curves from metrics.csv and the confusion matrix."""
 
 import csv
+from itertools import islice
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import torch
 
 from distributed import first_only
 
 TRAIN, VAL = "#0072b2", "#d55e00"  # Okabe and Ito: safe for colour-blind readers
+SPLITS = (("train", TRAIN, "-"), ("val", VAL, "--"))
+NAMES = {"train": "training", "val": "validation"}
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+STYLES, MARKERS = ("-", "--", "-.", ":"), "osv^D*PXh"  # so that grey print tells them apart, too
 
 
 @first_only
 def draw_curves(run_dir):
     """plots/curves.png: loss and accuracy of training and validation against the epoch."""
-    with (Path(run_dir) / "metrics.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    epochs = [int(row["epoch"]) for row in rows]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for axis, metric, unit in zip(
-        axes, ("loss", "accuracy"), (" (nats per image)", ""), strict=True
-    ):
-        for split, colour, style in (("train", TRAIN, "-"), ("val", VAL, "--")):
-            values = [float(row[f"{split}/{metric}"]) for row in rows]
-            label = {"train": "training", "val": "validation"}[split]
-            marker = "o" if len(epochs) < 10 else None
-            axis.plot(epochs, values, style, color=colour, label=label, marker=marker, markersize=4)
-        axis.set(xlabel="epoch", ylabel=f"{metric}{unit}")
+    rows = read_metrics(run_dir)
+    epochs = [row["epoch"] for row in rows]
+    figure, axes = curve_axes()
+    for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
+        for split, colour, style in SPLITS:
+            values = [row[f"{split}/{metric}"] for row in rows]
+            axis.plot(epochs, values, style, color=colour, label=NAMES[split], **markers(epochs))
+        axis.legend(frameon=False)
+    save_figure(figure, Path(run_dir) / "plots" / "curves.png")
+
+
+def read_metrics(run_dir):
+    """The rows of metrics.csv, numbers as floats."""
+    with (Path(run_dir) / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def curve_axes(height=3.4):
+    """(figure, its two axes): loss and accuracy against the epoch."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, height), layout="constrained")
+    for axis, label in zip(axes, ("loss (nats per image)", "accuracy (share)"), strict=True):
+        axis.set(xlabel="epoch", ylabel=label)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def markers(epochs):
+    return {"marker": "o" if len(epochs) < 10 else None, "markersize": 4}
+
+
+@first_only
+def draw_seeds(run_dir, folders):
+    """run_dir/plots/curves.png of several seeds, whose run folders are `folders`: their mean, and a
+    band from the lowest to the highest."""
+    runs = [read_metrics(folder) for folder in folders]
+    epochs = range(1, min(map(len, runs)) + 1)
+    figure, axes = curve_axes()
+    for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
+        for split, colour, style in SPLITS:
+            values = [[row[f"{split}/{metric}"] for row in run[: len(epochs)]] for run in runs]
+            columns = list(zip(*values, strict=True))
+            mean = [sum(column) / len(column) for column in columns]
+            low, high = [min(c) for c in columns], [max(c) for c in columns]
+            axis.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+            axis.plot(epochs, mean, style, color=colour, label=NAMES[split], **markers(epochs))
         axis.legend(frameon=False)
+    figure.suptitle(f"mean of {len(runs)} seeds; band: lowest to highest", size=10)
     save_figure(figure, Path(run_dir) / "plots" / "curves.png")
+
+
+def draw_compared(runs, path):
+    """One figure of several runs [(name, rows of metrics.csv)]: their validation curves."""
+    figure, axes = curve_axes(height=3.6 + 0.18 * len(runs))
+    for number, (name, rows) in enumerate(runs):
+        rows = [{key: float(value) for key, value in row.items()} for row in rows]
+        look = {"color": COLOURS[number % 7], "marker": MARKERS[number % 9], "markersize": 4}
+        look |= {"linestyle": STYLES[number % 4], "markevery": max(1, len(rows) // 8)}
+        for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
+            epochs = [row["epoch"] for row in rows]
+            axis.plot(epochs, [row[f"val/{metric}"] for row in rows], label=name, **look)
+    for axis in axes:
+        axis.set_ylabel(f"validation {axis.get_ylabel()}")
+    lines, names = axes[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower left", frameon=False, fontsize=8)
+    save_figure(figure, path)
 
 
 @first_only
@@ -59,7 +114,46 @@ def draw_confusion(confusion, classes, run_dir):
     save_figure(figure, Path(run_dir) / "plots" / "confusion.png")
 
 
+@first_only
+def draw_samples(dataset, batches, run_dir):
+    """plots/samples.png: the first images of `batches`, as trained, with their classes."""
+    shown = list(islice((pair for batch in batches for pair in zip(*batch, strict=True)), 32))
+    images = torch.stack([image.cpu() for image, _ in shown])
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (dataset.mean, dataset.std))
+    titles = [dataset.classes[label] for _, label in shown]
+    path = Path(run_dir) / "plots" / "samples.png"
+    draw_grid(images * std + mean, titles, path)
+    print(f"what it is trained on: {path}")
+
+
+def draw_grid(images, titles, path, columns=8):
+    """One picture of images (n, C, H, W) in [0, 1], each with a title of some lines above it."""
+    count, _, height, width = images.shape
+    rows = -(-count // columns)
+    side = max(height, width)
+    above = max(1, round((0.06 + 0.16 * max(t.count("\n") + 1 for t in titles)) * side))
+    gap = max(1, side // 12)
+    page = torch.ones(3, rows * (height + above), columns * (width + gap) - gap)
+    figure, axis = plt.subplots(figsize=(9, 9 * page.shape[1] / page.shape[2] + 0.1))
+    for number, (image, title) in enumerate(zip(images, titles, strict=True)):
+        row, column = divmod(number, columns)
+        top, left = row * (height + above) + above, column * (width + gap)
+        page[:, top : top + height, left : left + width] = image.clamp(0, 1)
+        lines = "\n".join(
+            line if len(line) < 19 else f"{line[:16]}..." for line in title.split("\n")
+        )
+        axis.text(left - 0.5, top - 0.03 * side - 0.5, lines, size=8, va="bottom")
+    axis.imshow(page.permute(1, 2, 0), interpolation="nearest")
+    axis.set_axis_off()
+    axis.set_position([0.01, 0.01, 0.98, 0.98])
+    save_figure(figure, path)
+
+
 def save_figure(figure, path):
+    """Write `figure` to `path`, a PNG, and beside it as SVG, the same bytes for the same figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+    figure.set_layout_engine("none")  # what was laid out stays, and is not reckoned twice
+    with matplotlib.rc_context({"svg.hashsalt": "lab01"}):
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)

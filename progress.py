@@ -8,6 +8,7 @@ from torch import nn
 from tqdm import tqdm
 
 from models import count_parameters
+from tracking import device_name
 
 
 class Progress:
@@ -47,6 +48,12 @@ class Progress:
 
     def close(self):
         self.bar.close()
+
+
+def announce(device, table, folder):
+    """Print what trains where: the device and its threads, the layers, the run folder."""
+    print(f"device: {device_name(device)}, threads: {torch.get_num_threads()}\n{table}")
+    print(f"run folder: {folder}", flush=True)
 
 
 def layer_table(model, image_shape):

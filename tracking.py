@@ -16,6 +16,8 @@ from filelock import FileLock, Timeout
 
 from distributed import first_only, rank, world
 from events import EventFile
+from outcome import leave_behind
+from summaries import chart_layout, config_text, hparams_start
 from wandb_sink import WandbSink
 
 
@@ -109,6 +111,15 @@ def describe_process(device):
     }
 
 
+@contextlib.contextmanager
+def only_warned(what):
+    """A file inside that cannot be written, on a full disk say, costs a line, not the run."""
+    try:
+        yield
+    except OSError as error:
+        print(f"warning: {what} could not be written ({error.strerror or error})", file=sys.stderr)
+
+
 def write_manifest(folder, config, train_set, device):
     """What it takes to repeat the run: command, commit, versions, device, threads, data."""
     data = {"dataset": config["dataset"], "data_sha256": fingerprint(train_set)}
@@ -164,12 +175,13 @@ class Tracker:
     `history` holds the rows of the epochs that a resumed run keeps; later ones are dropped from
     every sink, so that no point is there twice. What cannot be written, on a full disk say, is
     tried again after the next epoch: none of this ends a run, whose history is in the checkpoint.
-    Of several processes rank 0 alone writes.
+    `norms(epoch)` are more scalars, for TensorBoard and W&B alone. Of several processes rank 0
+    alone writes.
     """
 
-    def __init__(self, folder, config, history, wandb_id=None):
+    def __init__(self, folder, config, history, wandb_id=None, norms=lambda epoch: {}):
         self.folder, self.rows, self.events = folder, list(history), None
-        self.wandb_id = None
+        self.wandb_id, self.config, self.norms = None, config, norms
         if rank() > 0:
             return
         written = any((folder / "tensorboard").glob("events*"))
@@ -186,14 +198,21 @@ class Tracker:
         """`metrics` maps split/metric to a float; `step` is the epoch, from 1."""
         row = {"epoch": step} | metrics
         self.rows.append(row)
-        self.unwritten.append(row)
+        everything = row | self.norms(step)
+        self.unwritten.append(everything)
         self._write()
-        self.wandb.log(row)
+        self.wandb.log(everything)
+
+    def _open_events(self):
+        events = EventFile(self.folder / "tensorboard", self.purge_step)
+        row = hparams_start(self.config, str(self.folder))
+        events.add({}, self.purge_step, chart_layout(), config_text(self.config), row)
+        return events
 
     def _write(self):
         try:
             write_metrics(self.folder, self.rows)
-            self.events = self.events or EventFile(self.folder / "tensorboard", self.purge_step)
+            self.events = self.events or self._open_events()
             while self.unwritten:
                 epoch, *metrics = self.unwritten[0].items()
                 self.events.add(dict(metrics), epoch[1])
@@ -209,7 +228,8 @@ class Tracker:
     def close(self):
         if self.events:
             self.events.close()
-        self.wandb.close()
+        if not leave_behind(wandb=self.wandb):
+            self.wandb.close()
 
 
 def write_metrics(folder, history):

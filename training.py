@@ -30,13 +30,16 @@ from distributed import (
 )
 from evaluate import evaluate
 from interruption import stop_requests
+from norms import Norms
 from optimisation import Schedule, make_optimizer
-from progress import Progress, layer_table
+from outcome import leave_behind
+from plots import draw_samples
+from progress import Progress, announce, layer_table
 from steps import batch_sizes, check_finite, plain_step, train_epoch
 from tracking import (
     Tracker,
-    device_name,
     note_resumed,
+    only_warned,
     only_writer,
     open_run,
     write_manifest,
@@ -84,6 +87,7 @@ def train_held(model, train_set, val_set, config, held):
     parts = {"model": model, "optimizer": optimizer, "scheduler": schedule}
     resumed = config["resume"] != "none"
     history, wandb_id = restore(parts, config) if resumed else ([], None)
+    leave_behind(model=model, train_set=train_set, val_set=val_set, history=history)
     if len(history) >= config["epochs"]:  # a finished run is looked at again
         folder = open_run(config)
         first_only(write_metrics)(folder, history)
@@ -107,12 +111,14 @@ def train_held(model, train_set, val_set, config, held):
     if not resumed:
         held.enter_context(only_writer(folder))
     check = held.enter_context(stop_requests(folder, agreement(device)))
-    print(f"device: {device_name(device)}, threads: {torch.get_num_threads()}\n{table}")
-    print(f"run folder: {folder}", flush=True)
+    announce(device, table, folder)
+    with only_warned("samples.png"):
+        draw_samples(train_set, batches(train_set, config, epoch=1), folder)
     train_set, val_set = keep_on(device, train_set), keep_on(device, val_set)
     if resumed:
         note_resumed(folder, config, len(history), device)
-    tracker = Tracker(folder, config, history, wandb_id)
+    norms = Norms(model, images, labels, len(sizes))
+    tracker = Tracker(folder, config, history, wandb_id, norms)
     held.callback(tracker.close)
     wandb_id = tracker.wandb_id
     progress = Progress(config["epochs"], len(sizes), history)

@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from outcome import current_exercise
+
 # W&B reads these itself; what is set outside holds. Seconds: it may cost a run no more than that.
 SETTINGS = {"WANDB_SILENT": "true", "WANDB_INIT_TIMEOUT": "12", "WANDB_FINISH_TIMEOUT": "12"}
 
@@ -32,7 +34,8 @@ class WandbSink:
         import wandb
 
         keep_quiet(Path(wandb.env.get_cache_dir()) / "logs", folder / "wandb")
-        common = {"project": "lab01", "group": folder.parent.name, "name": folder.name}
+        common = {"project": "lab01", "group": current_exercise(folder), "name": folder.name}
+        common |= {"tags": [config["dataset"], config["model"]["kind"]]}
         common |= {"dir": str(folder), "config": config, "id": run_id}
         mode = config["wandb_mode"]
         try:
@@ -55,6 +58,21 @@ class WandbSink:
             except Exception as error:
                 self._give_up(error)
 
+    def log_end(self, numbers, results, dataset, rows, draw_maps, pictures):
+        """The final numbers and those of the best epoch as summary, the pictures {tag: path}, and
+        a table of predictions of `dataset`, with maps where `draw_maps()` gives some."""
+        if self.run:
+            try:
+                import wandb
+
+                table = predictions_table(wandb, dataset, rows, draw_maps())
+                shown = {tag: wandb.Image(str(path)) for tag, path in pictures.items()}
+                self.run.log(shown | {"predictions": table, "epoch": results["epochs"]})
+                val = {f"val/{key}": results["val"][key] for key in ("accuracy", "loss")}
+                self.run.summary.update(numbers | val)
+            except Exception as error:
+                self._give_up(error)
+
     def close(self):
         if self.run:
             try:
@@ -69,6 +87,24 @@ class WandbSink:
         if wandb := sys.modules.get("wandb"):
             with contextlib.suppress(Exception):
                 wandb.teardown()  # or it fails once more, at the end of the process
+
+
+def predictions_table(wandb, dataset, rows, maps):
+    """image, true and predicted class, confidence, and the map where there is one."""
+    columns = ["image", "true", "predicted", "confidence"]
+    table = wandb.Table([*columns, "map"] if maps else columns)
+    for number, row in enumerate(rows):
+        pixels = dataset.images[row["index"]].permute(1, 2, 0).squeeze(2).cpu().numpy()
+        words = [dataset.classes[row[key]] for key in ("true", "predicted")]
+        extra = [wandb.Image(maps[number])] if maps else []
+        table.add_data(wandb.Image(pixels), *words, row["confidence"], *extra)
+    return table
+
+
+def last_id(folder):
+    """The id of the W&B run that was logged in a run folder last, or None."""
+    names = sorted(path.name for path in (folder / "wandb").glob("*run-*-*"))
+    return names[-1].rpartition("-")[2] if names else None
 
 
 def keep_quiet(logs, instead):

@@ -93,7 +93,7 @@ def test_what_a_run_leaves_is_taken_over_and_its_weights_judge_alike(digits_conf
 
 
 def test_a_run_that_has_not_finished_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="--add nowhere: no results.json there"):
+    with pytest.raises(FileNotFoundError, match=r"--add nowhere: no results\.json there"):
         add("nowhere", tmp_path)
     assert not list(tmp_path.glob("results*"))
 

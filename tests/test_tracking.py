@@ -32,11 +32,15 @@ def rows_of(folder):
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
+def in_csv(tag):
+    return tag.startswith(("train/", "val/")) and "per_second" not in tag
+
+
 def scalars(folder):
-    """{tag: [(step, value), ...]} as TensorBoard reads them."""
+    """{tag: [(step, value), ...]} of the file's numbers as TensorBoard reads them."""
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if "per_second" not in tag]
+    tags = [tag for tag in events.Tags()["scalars"] if in_csv(tag)]
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
 
 
@@ -93,7 +97,7 @@ def served_scalars(url):
         tag: [(step, value) for _, step, value in ask(f"{url}scalars", run=name, tag=tag)]
         for name, tags in ask(f"{url}tags").items()
         for tag in tags
-        if "per_second" not in tag
+        if in_csv(tag)
     }
 
 

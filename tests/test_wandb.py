@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from conftest import DATA
 from test_tracking import rows_of, run
 from wandb.proto import wandb_internal_pb2
 
+import exercise_1_1
+import exercise_1_3
 from checkpoint import load_model
 
 RIGHT_SHAPE = "0123456789abcdef" * 3
@@ -34,15 +38,16 @@ def wandb_history(path):
         if kind in (1, 4):  # whole, or the last part
             message = wandb_internal_pb2.Record.FromString(record)
             items = message.history.item
-            rows += [{i.key or i.nested_key[0]: json.loads(i.value_json) for i in items}] * bool(
-                items
-            )
+            keys = [i.key or "/".join(i.nested_key[-2:]) for i in items]
+            values = [json.loads(i.value_json) for i in items]
+            rows += [dict(zip(keys, values, strict=True))] * bool(items)
             record = b""
     return rows
 
 
 def test_an_offline_wandb_run_reads_back_with_the_same_values(digits_config):
     folder = run(digits_config | {"epochs": 3, "wandb_mode": "offline"})
+    wandb.teardown()  # its service writes a little later
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     logged = wandb_history(file)
     expected = rows_of(folder)
@@ -185,3 +190,45 @@ def test_a_killed_service_of_wandb_costs_one_line_and_no_bit(digits_config, no_a
     assert line.startswith("warning: W&B stopped")
     assert len(rows_of(tmp_path / "run")) == 4
     assert_same(weights_of(tmp_path / "run"), expected)
+
+
+def offline_files(folder):
+    (files,) = folder.glob("wandb/offline-run-*/files")
+    return files
+
+
+def test_pictures_predictions_and_the_best_values_reach_an_offline_run(digits_config, no_account):
+    model = exercise_1_3.config["model"] | {"layers": [8]}
+    config = exercise_1_3.config | digits_config | {"model": model, "wandb_mode": "offline"}
+    results = exercise_1_3.main(config | {"epochs": 2})
+    wandb.teardown()  # its service writes a little later
+    folder = Path(config["run_dir"])
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    last = wandb_history(file)[-1]
+    names = {"samples", "curves", "confusion", "mistakes"}
+    assert last.keys() >= {f"plots/{name}/path" for name in names}
+    table = json.loads((offline_files(folder) / last["predictions/path"]).read_text())
+    assert table["columns"] == ["image", "true", "predicted", "confidence", "map"]
+    assert len(table["data"]) == 50
+    wrong = round((1 - results["val"]["accuracy"]) * 144)
+    for number, (image, true, predicted, _, overlay) in enumerate(table["data"]):
+        assert (true != predicted) == (number < wrong)
+        assert image == overlay == "Image"  # they lie in an artifact, which the log lists
+    records = file.read_bytes()
+    assert len(set(re.findall(rb"media/images/(\w+\.png)", records))) > 50
+    for word in (b"best/test_accuracy", b"exercise_1_3", b"digits"):
+        assert word in records
+
+
+def test_a_fault_of_wandb_after_the_training_costs_one_line(
+    digits_config, no_account, monkeypatch, capfd
+):
+    def broken(*arguments):
+        raise RuntimeError("no table today")
+
+    monkeypatch.setattr(wandb, "Table", broken)
+    capfd.readouterr()
+    exercise_1_1.main(digits_config | {"wandb_mode": "offline"})
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == "warning: W&B stopped (no table today); training goes on without it"
+    assert Path(digits_config["run_dir"], "results.json").is_file()

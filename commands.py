@@ -1,0 +1,74 @@
+"""Commands to copy: spelled for this shell, with the Python that the user started."""
+
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from distributed import world
+
+
+def python():
+    """The name under which this Python was started, where that finds it again; else its path."""
+    typed = sys.orig_argv[0] if sys.orig_argv else ""
+    if (found := shutil.which(typed)) and os.path.abspath(found) == sys.executable:  # noqa: PTH100
+        return typed
+    path = Path(sys.executable)
+    with contextlib.suppress(ValueError):
+        path = path.relative_to(Path.cwd())
+    return str(path)
+
+
+def tool(name):
+    """The words that start a program which was installed beside this Python."""
+    beside = Path(python()).with_name(f"{name}.exe" if os.name == "nt" else name)
+    if beside.is_file():
+        return [str(beside)]
+    return [name] if beside.parent == Path() and shutil.which(name) else [python(), "-m", name]
+
+
+def script(name):
+    """The path of a script of the lab: beside the one that runs, as the user spelled that."""
+    home = Path(__file__).parent
+    started = Path(sys.argv[0])
+    if started.suffix == ".py" and started.absolute().parent == home:
+        return str(started.with_name(name))
+    with contextlib.suppress(ValueError):  # another drive
+        return min(os.path.relpath(home / name), str(home / name), key=len)
+    return str(home / name)
+
+
+def spelled(*words):
+    """The words as one line that the shell takes apart again."""
+    words = [str(word) for word in words]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def resume_command(folder, *flags):
+    """What to type, here, to go on with the run in `folder`."""
+    launcher = [python()] if world() == 1 else ["torchrun", "..."]  # its flags we do not know
+    return spelled(*launcher, sys.argv[0], "--resume", folder, *flags)
+
+
+def next_commands(results, has_map):
+    """[(what it is for, the command)] for a finished run, or for several seeds of one."""
+    folder, config = Path(results["run_dir"]), results["config"]
+    exercise = script(f"{results['exercise']}.py")
+    single = "runs" not in results
+    rows = [("curves and pictures", spelled(*tool("tensorboard"), "--logdir", folder))]
+    if offline := sorted(folder.glob("wandb/offline-run-*" if single else "*/wandb/offline-run-*")):
+        rows.append(("upload to W&B", spelled(*tool("wandb"), "sync", *offline)))
+    first = folder if single else results["runs"][0]["run_dir"]
+    judged = spelled(python(), script("evaluate.py"), first)
+    rows.append(("every class" if single else "every class, of one seed", judged))
+    if config.get("checkpoint", "none") != "none":
+        return rows
+    if has_map:
+        best = Path(first) / "checkpoints" / "best.pt"
+        explained = spelled(python(), script("exercise_2_3.py"), "--checkpoint", best)
+        rows.append(("what it looks at", explained))
+    longer = ("--resume", folder, "--epochs", 2 * config["epochs"])
+    return [*rows, ("train on", spelled(python(), exercise, *longer))]

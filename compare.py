@@ -1,0 +1,128 @@
+"""Several runs side by side: one table, and their curves in one figure."""
+
+import csv
+import json
+import shutil
+import textwrap
+from pathlib import Path
+
+from config import RESUMABLE, flatten
+from plots import draw_compared
+
+BUT_SHOWN = {"epochs", "preset"}  # may differ between runs that go on, and say much all the same
+
+
+def compare(paths):
+    """Print the table of the runs in `paths`, and draw compared.png beside the first.
+
+    A figure of an earlier comparison, which runs/exercise_1_1/* names too, is passed over. Raises
+    ValueError for a folder that holds no run.
+    """
+    paths = [path for path in map(Path, paths) if path.stem != "compared"]
+    runs = [read_run(path) for path in paths]
+    print(compared(runs, shutil.get_terminal_size().columns))
+    figure = paths[0].parent / "compared.png"
+    named = [(run["name"], run["rows"]) for run in runs if run["rows"]]
+    if named:
+        draw_compared(named, figure)
+        print(f"\ncurves: {figure}")
+
+
+def read_run(folder):
+    """{"name", "config", "rows", "results"} of a run folder, "rows" those of metrics.csv."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} is no run (config.json is missing): name folders like runs/exercise_1_1/*"
+        )
+    read = {"name": folder.name, "rows": [], "results": {}}
+    try:
+        read["config"] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if (folder / "metrics.csv").is_file():
+            with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+                read["rows"] = list(csv.DictReader(file))
+        if (folder / "results.json").is_file():
+            read["results"] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{folder} holds a damaged file ({error})") from None
+    return read
+
+
+def compared(runs, width=80):
+    """The table as text: a row a run, in the order given; wider than `width`, a block a run."""
+    keys = differing([run["config"] for run in runs])
+    header = ["run", "validation", "epoch", "test", "seconds", *keys]
+    names = shortened([run["name"] for run in runs])
+    table = [header]
+    for name, run in zip(names, runs, strict=True):
+        flat = flatten(run["config"])
+        table.append([name, *reached(run), *(shown(flat.get(key, "-")) for key in keys)])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    if sum(widths) + 2 * len(widths) - 2 <= width:
+        lines = [
+            "  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip()
+            for row in table
+        ]
+    else:
+        lines = [line for row in table[1:] for line in as_block(header, row, width)]
+    return "\n".join(
+        [*lines, "", "accuracies; validation in its best epoch, test with its weights"]
+    )
+
+
+def as_block(header, row, width):
+    """The run, what it reached, and below that its keys, wrapped where the line ends."""
+    name, val, epoch, test, seconds, *values = row
+    named = zip(header[5:], values, strict=True)
+    pairs = [f"{key} {value}" for key, value in named if value != "-"]
+    text = f"validation {val} (epoch {epoch}), test {test}, {seconds} s"
+    indent = {"initial_indent": "  ", "subsequent_indent": "  ", "break_on_hyphens": False}
+    return [name, *textwrap.wrap(text, width, **indent)] + textwrap.wrap(
+        ", ".join(pairs), width, **indent
+    )
+
+
+def reached(run):
+    """(validation, its epoch, test, seconds) as texts, with what there is of a run that trains."""
+    results, rows = run["results"], run["rows"]
+    if "mean" in results:
+        val, test = (
+            f"{results['mean'][f'{split}_accuracy']:.4f}+-{results['std'][f'{split}_accuracy']:.4f}"
+            for split in ("val", "test")
+        )
+        return val, "-", test, f"{results['seconds']:.0f}"
+    if results:
+        val, test = results["val"], results["test"]
+        seconds = f"{results['seconds']:.0f}"
+        return f"{val['accuracy']:.4f}", str(val["best_epoch"]), f"{test['accuracy']:.4f}", seconds
+    if rows:
+        best = max(rows, key=lambda row: float(row["val/accuracy"]))
+        return f"{float(best['val/accuracy']):.4f}", best["epoch"], "-", "-"
+    return "-", "-", "-", "-"
+
+
+def differing(configs):
+    """The keys, flattened, that do not have one value in all configs."""
+    hidden = RESUMABLE - BUT_SHOWN
+    flats = [
+        flatten({key: value for key, value in config.items() if key not in hidden})
+        for config in configs
+    ]
+    keys = dict.fromkeys(key for flat in flats for key in flat)
+    return [key for key in keys if len({json.dumps(flat.get(key, "-")) for flat in flats}) > 1]
+
+
+def shown(value):
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def shortened(names):
+    """The names without what all of them begin with, whole words of it."""
+    start = 0
+    while len(names) > 1 and len(set(names)) == len(names):
+        ends = {name.find("-", start) for name in names}
+        end = ends.pop()
+        if ends or end < 0 or len({name[:end] for name in names}) > 1:
+            break
+        start = end + 1
+    return [name[start:] for name in names]

@@ -1,0 +1,136 @@
+"""What is logged when a run has its results: pictures, its mistakes, the numbers to compare."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import torch
+
+from dataset import batches
+from distributed import alone
+from events import EventFile
+from plots import draw_grid, draw_samples
+from summaries import hparams_end, picture
+from tracking import only_warned
+from wandb_sink import WandbSink, last_id
+
+ROWS = 50  # of the table of predictions
+
+
+def log_results(results, training):
+    """Draw what is missing, and hand numbers and pictures to TensorBoard and W&B.
+
+    Nothing is added where the same results were logged before, and nothing of it ends a run.
+    `training` is the Training behind the results, an empty one where a checkpoint was explained.
+    """
+    folder = Path(results["run_dir"])
+    if logged_before(folder, results):
+        return
+    rows, pictures = [], {}
+    with only_warned("a picture of the results"):
+        if training.model is not None:
+            rows = worst_first(training.model, training.val_set)[:ROWS]
+            draw_mistakes(training.val_set, rows, folder)
+            if not (folder / "plots" / "samples.png").is_file():  # of seeds that were stacked
+                with contextlib.redirect_stdout(None):
+                    dealt = batches(training.train_set, results["config"], epoch=1)
+                    draw_samples(training.train_set, dealt, folder)
+        pictures = find_pictures(folder)
+        log_to_tensorboard(folder, results, pictures)
+    if training.model is not None:
+        log_to_wandb(folder, results, training, rows, pictures)
+
+
+def logged_before(folder, results):
+    with contextlib.suppress(OSError, ValueError):
+        written = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        return written.get("epochs") == results["epochs"]
+    return False
+
+
+@torch.no_grad()
+def worst_first(model, dataset, batch_size=1024):
+    """Rows {"index", "true", "predicted", "confidence"}: wrong answers, the surest first, then the
+    right ones, the least sure first."""
+    device = next(model.parameters()).device
+    parts = []
+    for start in range(0, len(dataset), batch_size):
+        images = dataset.images[start : start + batch_size].to(device)
+        parts.append(model(dataset.normalise(images)).float().softmax(1).max(1))
+    confidence, predicted = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    labels = dataset.labels.cpu()
+    sign = torch.where(predicted == labels, 1.0, -1.0)
+    order = torch.argsort(sign * (1 + confidence), stable=True).tolist()
+    columns = (labels, predicted, confidence)
+    names = ("true", "predicted", "confidence")
+    return [
+        {"index": i} | dict(zip(names, (column[i].item() for column in columns), strict=True))
+        for i in order
+    ]
+
+
+def draw_mistakes(dataset, rows, folder):
+    """plots/mistakes.png: validation images, what they are, and what the network takes them for."""
+    wrong = [row for row in rows if row["true"] != row["predicted"]][:32]
+    if not wrong:
+        return
+    titles = [
+        f"{dataset.classes[row['true']]}\nnot {dataset.classes[row['predicted']]} "
+        f"{row['confidence']:.2f}"
+        for row in wrong
+    ]
+    images = dataset.images[[row["index"] for row in wrong]].cpu() / 255
+    draw_grid(images, titles, folder / "plots" / "mistakes.png")
+
+
+def find_pictures(folder, most=60):
+    """{tag: path} of the PNG files of a run: its plots, and the first of its class maps."""
+    plots = {f"plots/{path.stem}": path for path in sorted((folder / "plots").glob("*.png"))}
+    maps = sorted((folder / "cam").glob("*/*.png"), key=lambda path: path.stem.split("_")[1:2])
+    return plots | {f"cam/{p.parent.name}/{p.stem}": p for p in sorted(maps[:most])}
+
+
+def final_numbers(results):
+    """{tag: value} of the weights of the best epoch, which stand side by side in every table."""
+    numbers = {
+        f"best/{split}_{metric}": results[split][metric]
+        for split in ("val", "test")
+        for metric in ("accuracy", "loss")
+    }
+    return numbers | {"best/epoch": results["val"]["best_epoch"]}
+
+
+def log_to_tensorboard(folder, results, pictures):
+    if not (folder / "tensorboard").is_dir():
+        return
+    events, epochs = EventFile(folder / "tensorboard"), results["epochs"]
+    try:
+        events.add(final_numbers(results), epochs, hparams_end())
+        for tag, path in pictures.items():
+            events.add({}, epochs, picture(tag, path))
+    finally:
+        events.close()
+
+
+def log_to_wandb(folder, results, training, rows, pictures):
+    config = results["config"]
+    sink = training.wandb
+    if sink is None:  # of seeds that were stacked, whose runs are closed
+        training.wandb = sink = WandbSink(folder, config, last_id(folder))
+    has_map = hasattr(training.model, "features")
+    draw_maps = (lambda: overlays(training, rows)) if has_map and rows else list
+    sink.log_end(final_numbers(results), results, training.val_set, rows, draw_maps, pictures)
+
+
+def overlays(training, rows):
+    """The overlay of the class map of every row, a Pillow image."""
+    from cam import activate  # it imports what imports this
+    from cam_pictures import blend, to_pixels
+
+    indices = [row["index"] for row in rows]
+    with alone():  # of several processes this one alone logs
+        activation = activate(training.model, training.val_set, indices)
+    limit = float(activation.maps.abs().max()) or 1.0
+    photos = [to_pixels(training.val_set.images[index]) for index in indices]
+    photos = [photo.resize((128, 128)) for photo in photos]
+    return [blend(photo, activation.maps[position], limit) for position, photo in enumerate(photos)]

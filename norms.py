@@ -1,0 +1,50 @@
+"""How long the weights and the gradients of every layer are, without touching either."""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+
+class Norms:
+    """norms(epoch) -> {"weight_norm/<layer>": L2 norm, "gradient_norm/<layer>": ...}.
+
+    The gradient is that of the mean loss of some fixed training images, in eval mode: a pass of
+    its own, since a compiled step keeps its gradients to itself. It is taken every few epochs, so
+    that it costs at most one step in a hundred. Weights, statistics and random state stay as they
+    are, to the bit.
+    """
+
+    def __init__(self, model, images, labels, steps):
+        device = next(model.parameters()).device
+        self.images, self.labels = images[:64].to(device), labels[:64].to(device)
+        self.every = math.ceil(100 / steps)
+        self.model = model
+        self.layers = {
+            name: own
+            for name, module in model.named_modules()
+            if (own := list(module.parameters(recurse=False)))
+        }
+
+    def __call__(self, epoch):
+        parameters = [p for own in self.layers.values() for p in own]
+        found = self._lengths("weight_norm", [p.detach() for p in parameters])
+        if (epoch - 1) % self.every == 0:
+            found |= self._lengths("gradient_norm", self._gradients(parameters))
+        return found
+
+    def _gradients(self, parameters):
+        training = self.model.training
+        self.model.eval()
+        loss = F.cross_entropy(self.model(self.images).float(), self.labels)
+        gradients = torch.autograd.grad(loss, parameters)  # .grad is left to the optimizer
+        self.model.train(training)
+        return gradients
+
+    def _lengths(self, name, tensors):
+        squares = torch.stack(torch._foreach_norm(tensors)).cpu().square().tolist()
+        found = {}
+        for layer, own in self.layers.items():
+            mine, squares = squares[: len(own)], squares[len(own) :]
+            found[f"{name}/{layer}"] = math.sqrt(math.fsum(mine))
+        return found

@@ -1,0 +1,54 @@
+"""What `train` leaves in memory for the end of a run, where it is part of an experiment."""
+
+import contextlib
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Training:
+    """A finished training: the network with its best weights, its images, a row an epoch, and the
+    W&B run, still open."""
+
+    exercise: str = ""
+    model: object = None
+    train_set: object = None
+    val_set: object = None
+    history: list = field(default_factory=list)
+    wandb: object = None
+
+    @property
+    def classes(self):
+        return self.val_set.classes if self.val_set else []
+
+
+_current = ContextVar("training", default=None)
+
+
+@contextlib.contextmanager
+def remembered(exercise):
+    """Yield a Training that is empty until `train`, called inside, leaves its own there."""
+    training = Training(exercise)
+    token = _current.set(training)
+    try:
+        yield training
+    finally:
+        _current.reset(token)
+        if training.wandb:
+            training.wandb.close()
+
+
+def leave_behind(**parts):
+    """Set fields of the Training of the experiment around; False without one."""
+    training = _current.get()
+    for name, part in parts.items() if training else ():
+        setattr(training, name, part)
+    return training is not None
+
+
+def current_exercise(folder):
+    """The exercise that runs, or the one whose name is among the parents of a run folder."""
+    names = [parent.name for parent in folder.parents]
+    found = [name for name in names if name.startswith("exercise_")]
+    training = _current.get()
+    return training.exercise if training else [*found, folder.parent.name][0]

@@ -1,0 +1,58 @@
+"""Several runs side by side, finished or not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from compare import compare, compared, read_run
+
+
+def make_run(name, rows=0, results=None, **changes):
+    folder = Path("runs") / name
+    folder.mkdir(parents=True)
+    config = {"lr": 1e-3, "epochs": 3, "model": {"kind": "mlp", "layers": [64, 10]}, **changes}
+    (folder / "config.json").write_text(json.dumps(config | {"run_dir": str(folder)}))
+    if rows:
+        lines = [f"{epoch},1.0,0.5,1.1,0.{4 + epoch}" for epoch in range(1, rows + 1)]
+        header = "epoch,train/loss,train/accuracy,val/loss,val/accuracy"
+        (folder / "metrics.csv").write_text("\n".join([header, *lines]))
+    if results:
+        (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+FINISHED = {"val": {"accuracy": 0.7, "best_epoch": 3}, "test": {"accuracy": 0.65}, "seconds": 9.6}
+
+
+def test_runs_are_rows_with_the_keys_that_differ_and_what_they_have(capsys):
+    names = [
+        make_run("day-a", 3, FINISHED),
+        make_run("day-b", 2, lr=0.1),
+        make_run("day-c", lr=0.1),
+    ]
+    for _ in range(2):  # the figure of the first is among the files of the second
+        compare([*names, *Path("runs").glob("compared.*")])
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split() for line in lines[:4]] == [
+            ["run", "validation", "epoch", "test", "seconds", "lr"],
+            ["a", "0.7000", "3", "0.6500", "10", "0.001"],
+            ["b", "0.6000", "2", "-", "-", "0.1"],
+            ["c", "-", "-", "-", "-", "0.1"],
+        ]
+        assert lines[-1] == "curves: runs/compared.png"
+    assert Path("runs/compared.png").is_file()
+    assert Path("runs/compared.svg").is_file()
+
+
+def test_what_is_too_wide_for_the_terminal_is_wrapped():
+    wide = {f"a_key_of_some_length_{number}": number for number in range(9)}
+    runs = [read_run(make_run("one", **wide)), read_run(make_run("two"))]
+    assert max(map(len, compared(runs, 80).splitlines())) <= 80
+    assert compared(runs, 999).splitlines()[0].startswith("run ")
+
+
+def test_a_folder_that_is_no_run_is_one_line():
+    Path("empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty is no run \(config.json is missing\)"):
+        compare([make_run("one"), "empty"])

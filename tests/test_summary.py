@@ -1,0 +1,140 @@
+"""What a run prints: its numbers, and commands that can be copied."""
+
+import contextlib
+import io
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from scipy.stats import binomtest
+
+import commands
+import exercise_1_1
+import exercise_1_3
+from outcome import Training
+from plots import draw_confusion, draw_grid
+from summary import most_wrong, result_block, wilson
+
+
+@pytest.mark.parametrize(("hits", "total"), [(0, 1), (1, 1), (7, 9), (0, 359), (349, 359)])
+def test_the_interval_is_scipys_wilson_interval(hits, total):
+    theirs = binomtest(hits, total).proportion_ci(method="wilson")
+    assert wilson(hits, total) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def printed(config, exercise=exercise_1_1):
+    """What the run prints into streams that have no file behind them, as in a notebook."""
+    said, complained = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
+        exercise.main(config)
+    assert complained.getvalue() == ""
+    return said.getvalue()
+
+
+def assert_readable_anywhere(text):
+    assert text.isascii()  # Windows' code pages have nothing else in common
+    assert set(text) - set(map(chr, range(32, 127))) == {"\n"}
+    lines = text.splitlines()
+    commands_and_paths = [line for line in lines if line.startswith("    ") or "run" in line]
+    assert max(len(line) for line in set(lines) - set(commands_and_paths)) <= 80
+
+
+def commands_in(text):
+    """{purpose: words}"""
+    return {
+        purpose: shlex.split(command)
+        for purpose, command in re.findall(r"^  (\S.*):\n    (.*)$", text, re.MULTILINE)
+    }
+
+
+def test_what_a_run_prints_is_readable_anywhere_and_its_commands_can_be_copied(digits_config):
+    folder = "it's a run"
+    config = digits_config | {"run_dir": folder, "rotate": 10.0}
+    text = printed(config)
+    assert_readable_anywhere(text)
+    assert f"what it is trained on: {folder}/plots/samples.png" in text
+    for name in ("samples", "curves", "confusion"):
+        assert Path(folder, "plots", f"{name}.png").is_file()
+        assert Path(folder, "plots", f"{name}.svg").is_file()
+    found = commands_in(text)
+    assert found.keys() == {"curves and pictures", "every class", "train on"}
+    assert all(folder in words for words in found.values())
+    assert found["train on"][2:] == ["--resume", folder, "--epochs", "2"]
+    assert Path(found["every class"][1]).resolve() == Path(exercise_1_1.__file__).with_name(
+        "evaluate.py"
+    )
+
+
+def test_a_network_with_maps_is_offered_them(digits_config):
+    model = exercise_1_3.config["model"] | {"layers": [4]}
+    text = printed(exercise_1_3.config | digits_config | {"model": model}, exercise_1_3)
+    (path,) = [word for word in commands_in(text)["what it looks at"] if word.endswith("best.pt")]
+    assert Path(path).is_file()
+
+
+def test_several_seeds_end_in_one_block(digits_config):
+    text = printed(digits_config | {"seeds": [3, 4]})
+    assert_readable_anywhere(text)
+    assert len(re.findall(r"^test accuracy +0\.\d+ \+- 0\.\d+$", text, re.MULTILINE)) == 1
+    assert re.findall(r"^seed (\d)", text, re.MULTILINE) == ["3", "4"]
+    assert text.count("next:") == text.count("run folder: ") == 1
+
+
+def test_an_offline_run_says_how_to_upload_it_and_no_other_does(digits_config):
+    folder = Path(digits_config["run_dir"])
+    results = {"exercise": "exercise_1_1", "config": digits_config, "run_dir": str(folder)}
+    assert "upload to W&B" not in dict(commands.next_commands(results, False))
+    (folder / "wandb" / "offline-run-1-a").mkdir(parents=True)
+    command = dict(commands.next_commands(results, False))["upload to W&B"]
+    assert shlex.split(command)[-2:] == ["sync", str(folder / "wandb" / "offline-run-1-a")]
+
+
+def test_the_class_most_often_wrong_is_that_with_the_largest_share():
+    confusion = torch.tensor([[90, 10, 0], [0, 5, 5], [1, 0, 0]])
+    said = most_wrong(confusion, ["cat", "dog", "owl"])
+    assert said == "class owl: 1 of 1, 1 of them taken for cat"
+    assert most_wrong(torch.eye(3, dtype=torch.int64), ["cat", "dog", "owl"]) == "nothing was"
+
+
+def test_python_is_spelled_as_the_user_did_where_that_is_this_one(monkeypatch):
+    home = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", str(home))
+    monkeypatch.setattr(sys, "orig_argv", [Path(sys.executable).name, "x.py"])
+    assert commands.python() == Path(sys.executable).name
+    monkeypatch.setattr(sys, "orig_argv", ["another", "x.py"])
+    assert commands.python() == sys.executable
+
+
+def test_a_figure_drawn_twice_is_the_same_file_byte_for_byte():
+    confusion = torch.tensor([[3, 1], [0, 4]])
+    for folder in ("one", "two"):
+        draw_confusion(confusion, ["cat", "dog"], folder)
+        draw_grid(torch.rand(3, 1, 8, 8).round(), ["a", "b\nc", "d"], Path(folder, "grid.png"))
+    for suffix in ("png", "svg"):
+        files = [Path(f, "plots", f"confusion.{suffix}").read_bytes() for f in ("one", "two")]
+        assert files[0] == files[1]
+
+
+def test_the_grid_shows_the_pixels_that_it_is_given():
+    from matplotlib.image import imread
+
+    images = torch.zeros(2, 3, 4, 4)
+    images[0, 0], images[1, 2] = 1.0, 1.0  # a red one and a blue one
+    draw_grid(images, ["red", "blue"], Path("grid.png"), columns=2)
+    row = imread("grid.png")[-40]
+    assert row[len(row) // 4, :3] == pytest.approx([1, 0, 0])
+    assert row[-len(row) // 4, :3] == pytest.approx([0, 0, 1])
+
+
+def test_a_result_without_training_names_no_epochs(digits_config):
+    confusion = torch.tensor([[3, 1], [0, 4]])
+    judged = {"accuracy": 7 / 8, "loss": 0.5, "confusion": confusion}
+    results = {"exercise": "exercise_2_3", "config": digits_config | {"checkpoint": "best.pt"}}
+    results |= {"val": judged | {"best_epoch": 7}, "test": judged, "seconds": 90.0}
+    results |= {"epochs": 1, "run_dir": "run"}
+    text = result_block(results, Training())
+    assert "of 1" not in text
+    assert "1 min 30 s" in text
