@@ -151,9 +151,11 @@ def draw_grid(images, titles, path, columns=8):
 
 def save_figure(figure, path):
     """Write `figure` to `path`, a PNG, and beside it as SVG, the same bytes for the same figure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    figure.set_layout_engine("none")  # what was laid out stays, and is not reckoned twice
-    with matplotlib.rc_context({"svg.hashsalt": "lab01"}):
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    plt.close(figure)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+        figure.set_layout_engine("none")  # what was laid out stays, and is not reckoned twice
+        with matplotlib.rc_context({"svg.hashsalt": "lab01"}):
+            figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    finally:
+        plt.close(figure)

@@ -113,7 +113,7 @@ def train_held(model, train_set, val_set, config, held):
     check = held.enter_context(stop_requests(folder, agreement(device)))
     announce(device, table, folder)
     with only_warned("samples.png"):
-        draw_samples(train_set, batches(train_set, config, epoch=1), folder)
+        draw_samples(train_set, batches(train_set, config, 1, device), folder)
     train_set, val_set = keep_on(device, train_set), keep_on(device, val_set)
     if resumed:
         note_resumed(folder, config, len(history), device)

@@ -177,7 +177,7 @@ def test_the_first_rank_prints_and_writes_and_the_second_its_share_of_seeds_and_
     places = {Path(path).relative_to(together["folder"]).parts[:2] for path in second["written"]}
     folders = {(parts[0], parts[1].strip(".").split(".")[0]) for parts in places}
     assert folders == {("seeds", "seed_1"), ("maps", "cam")}
-    assert together["logs"][0, "stdout"].count("run folder: ") == 6
+    assert together["logs"][0, "stdout"].count("run folder: ") == 7
     assert together["logs"][1, "stdout"] == together["logs"][1, "stderr"] == ""
 
 
