@@ -5,10 +5,8 @@ from itertools import islice
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 
 from distributed import first_only
 
@@ -41,7 +39,8 @@ def read_metrics(run_dir):
 
 def curve_axes(height=3.4):
     """(figure, its two axes): loss and accuracy against the epoch."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, height), layout="constrained")
+    figure = Figure(figsize=(9, height), layout="constrained")
+    axes = figure.subplots(1, 2)
     for axis, label in zip(axes, ("loss (nats per image)", "accuracy (share)"), strict=True):
         axis.set(xlabel="epoch", ylabel=label)
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -96,8 +95,9 @@ def draw_confusion(confusion, classes, run_dir):
     """plots/confusion.png: `confusion` (K, K) counts, rows true, coloured by the row's shares."""
     shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
     side = 2.6 + 0.42 * len(classes)
-    figure, axis = plt.subplots(figsize=(side + 0.6, side), layout="constrained")
-    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure = Figure(figsize=(side + 0.6, side), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     if len(classes) <= 30:
         for true in range(len(classes)):
             for predicted in range(len(classes)):
@@ -134,7 +134,8 @@ def draw_grid(images, titles, path, columns=8):
     above = max(1, round((0.06 + 0.16 * max(t.count("\n") + 1 for t in titles)) * side))
     gap = max(1, side // 12)
     page = torch.ones(3, rows * (height + above), columns * (width + gap) - gap)
-    figure, axis = plt.subplots(figsize=(9, 9 * page.shape[1] / page.shape[2] + 0.1))
+    figure = Figure(figsize=(9, 9 * page.shape[1] / page.shape[2] + 0.1))
+    axis = figure.subplots()
     for number, (image, title) in enumerate(zip(images, titles, strict=True)):
         row, column = divmod(number, columns)
         top, left = row * (height + above) + above, column * (width + gap)
@@ -143,7 +144,7 @@ def draw_grid(images, titles, path, columns=8):
             line if len(line) < 19 else f"{line[:16]}..." for line in title.split("\n")
         )
         axis.text(left - 0.5, top - 0.03 * side - 0.5, lines, size=8, va="bottom")
-    axis.imshow(page.permute(1, 2, 0), interpolation="nearest")
+    axis.imshow(page.permute(1, 2, 0).numpy(), interpolation="nearest")
     axis.set_axis_off()
     axis.set_position([0.01, 0.01, 0.98, 0.98])
     save_figure(figure, path)
@@ -151,11 +152,8 @@ def draw_grid(images, titles, path, columns=8):
 
 def save_figure(figure, path):
     """Write `figure` to `path`, a PNG, and beside it as SVG, the same bytes for the same figure."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-        figure.set_layout_engine("none")  # what was laid out stays, and is not reckoned twice
-        with matplotlib.rc_context({"svg.hashsalt": "lab01"}):
-            figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    finally:
-        plt.close(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    figure.set_layout_engine("none")  # what was laid out stays, and is not reckoned twice
+    with matplotlib.rc_context({"svg.hashsalt": "lab01"}):
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
