@@ -1,7 +1,7 @@
 """Time an image, and memory, as the data grow 1x, 4x and 16x.
 
-    python -m benchmarks.scale                 # a minute: 2,000 to 32,000 pictures
-    python -m benchmarks.scale --images 1000000 --contender 1
+    python -m benchmarks.scale                 # two minutes: 3,000 to 48,000 pictures
+    python -m benchmarks.scale --images 1000000 --size 16 --contender 1
 
 Writes folders of small PNG pictures, decodes each into its cache and trains one epoch of an MLP on
 images left on the disk, in a process of its own: its peak while it decodes, and what it holds after
@@ -35,29 +35,31 @@ from steps import plain_step, train_epoch
 
 @dataclass
 class Flags:
-    images: int = 2000
+    images: int = 3000
     """training pictures at 1x"""
+    size: int = 64
+    """pixels a side"""
     contender: str = "all"
     """how many times that, or photos: measured alone and printed as JSON"""
 
 
-def write_pictures(folder, count):
+def write_pictures(folder, count, size):
     random = np.random.default_rng(0)
     for split, number in (("train", count), ("test", 10)):
         for label in range(10):
             place = Path(folder, split, str(label))
             place.mkdir(parents=True)
             for index in range(label, number, 10):
-                pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                pixels = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(place / f"{index:07d}.png", compress_level=1)
 
 
-def measure(count):
+def measure(count, size):
     """Milliseconds an image to decode, to open again and to train on, and the memory after both."""
     dataset.IN_MEMORY = 0
     with tempfile.TemporaryDirectory() as folder:
-        write_pictures(folder, count)
-        settings = {"dataset": "image_folder", "data_dir": folder, "image_size": 32}
+        write_pictures(folder, count, size)
+        settings = {"dataset": "image_folder", "data_dir": folder, "image_size": size}
         config = exercise_1_1.config | settings
         torch.set_num_threads(1)
         marks = [time.perf_counter()]
@@ -92,7 +94,7 @@ def measure_photos(count=1000):
     with tempfile.TemporaryDirectory() as folder:
         sizes = []
         for number, path in enumerate(pictures):
-            place = Path(folder, ("train", "test")[number % 10 == 0], str(number % 2))
+            place = Path(folder, ("train", "test")[number % 10 == 0], str(number // 10 % 2))
             place.mkdir(parents=True, exist_ok=True)
             photo = Image.open(path).convert("RGB").resize((500, 375), Image.Resampling.BICUBIC)
             photo.save(place / f"{number}.jpg", quality=95)
@@ -109,12 +111,11 @@ def main(flags):
         print(json.dumps(measure_photos()))
         return
     if flags.contender != "all":
-        print(json.dumps(measure(flags.images * int(flags.contender))))
+        print(json.dumps(measure(flags.images * int(flags.contender), flags.size)))
         return
     sizes = (1, 4, 16)
-    results = {
-        f"{s}x": run_contender("benchmarks.scale", str(s), "--images", flags.images) for s in sizes
-    }
+    options = ("--images", flags.images, "--size", flags.size)
+    results = {f"{s}x": run_contender("benchmarks.scale", str(s), *options) for s in sizes}
     header = ("pictures", "decode ms", "open again ms", "epoch ms", "peak MiB", "MiB after")
     rows = [
         (f"{s * flags.images:,}", *(f"{v:.3f}" for v in results[f"{s}x"].values())) for s in sizes
@@ -122,7 +123,7 @@ def main(flags):
     print_table("time an image", header, rows)
     photos = run_contender("benchmarks.scale", "photos")
     print(f"\nphotographs decoded a second: {photos}")
-    write_results("scale", {"images": flags.images, "sizes": results, "photos": photos})
+    write_results("scale", vars(flags) | {"sizes": results, "photos": photos})
 
 
 if __name__ == "__main__":
