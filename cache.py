@@ -20,7 +20,7 @@ from tqdm import tqdm
 from tracking import write_json
 
 CACHE_FORMAT = 2  # raise it when the meaning of a cached byte changes
-BLOCK_BYTES = 2**25  # decoded between two notes of progress
+BLOCK_BYTES = 2**24  # decoded between two notes of progress
 
 
 def read_cached(paths, split, config):
@@ -78,16 +78,20 @@ def _read_notes(cache, config):
     try:
         notes = json.loads(cache.with_suffix(".json").read_text(encoding="utf-8"))
         whole = cache.stat().st_size == notes["count"] * _image_bytes(config)
-        same = whole and _sample(_open(cache, notes["count"], config)) == notes["sha256"]
+        same = whole and _sample(cache, notes["count"], config) == notes["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return notes if same else None
 
 
-def _sample(images):
+def _sample(cache, count, config):
     """SHA-256 of up to 256 images, evenly spread: a cache of other pictures is noticed."""
-    step = -(-len(images) // 256)
-    return hashlib.sha256(np.ascontiguousarray(images[::step]).tobytes()).hexdigest()
+    digest, size = hashlib.sha256(), _image_bytes(config)
+    with cache.open("rb") as file:  # not mapped: a page that is touched may bring megabytes with it
+        for position in range(0, count, -(-count // 256)):
+            file.seek(position * size)
+            digest.update(file.read(size))
+    return digest.hexdigest()
 
 
 def _build(paths, cache, split, config):
@@ -111,7 +115,7 @@ def _build(paths, cache, split, config):
                 os.fsync(file.fileno())
                 write_json(progress, state)
         partial.replace(cache)
-        notes = _notes_of(state) | {"sha256": _sample(_open(cache, _count(state), config))}
+        notes = _notes_of(state) | {"sha256": _sample(cache, _count(state), config)}
         write_json(cache.with_suffix(".json"), notes)
     except OSError as error:
         raise ValueError(f"{cache.parent}: {split} cannot be cached ({error.strerror})") from None
