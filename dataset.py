@@ -16,7 +16,7 @@ from boxes import FILE, load_boxes
 from checks import memory_bytes
 from config import defaults
 from distributed import in_turn, own_share, world
-from images import load_digits, load_folder, load_imagenette, load_mnist
+from images import LOADERS
 from mapped import MappedImages
 
 BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**28}  # float pixels made at once: what a cache holds
@@ -60,15 +60,6 @@ class ImageDataset:
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1) * 255
         scale = 1 / (torch.tensor(self.std, device=images.device).view(-1, 1, 1) * 255)
         return images.to(torch.float32, copy=True).sub_(mean).mul_(scale)
-
-
-LOADERS = {
-    "mnist": load_mnist,
-    "cifar10": load_folder,
-    "imagenette": load_imagenette,
-    "digits": load_digits,
-    "image_folder": load_folder,
-}
 
 
 def load_datasets(config):

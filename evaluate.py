@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from checkpoint import load_checkpoint, load_model
 from dataset import load_datasets
-from distributed import rank, summed, world
+from distributed import first_only, joined, rank, summed, world
 
 
 @torch.no_grad()
@@ -110,19 +110,26 @@ class Flags:
     """another data set than the one it was trained on, with the same classes"""
     data_dir: str = ""
     """where the data lie, if not where they lay"""
+    device: str = "auto"
+    """cuda when available, then mps, then cpu"""
 
 
 def main(flags):
     if flags.more:
         from compare import compare  # draws, which one run alone does not wait for
 
-        compare([flags.run, *flags.more])
+        first_only(compare)([flags.run, *flags.more])
         return
-    model, dataset = load_judged(flags)
-    print(report(evaluate(model, dataset), dataset.classes))
+    from training import choose_device, keep_on  # it imports this module
+
+    device = choose_device(flags.device)
+    with joined(device):
+        model, dataset = load_judged(flags)
+        result = evaluate(model.to(device), keep_on(device, dataset))
+        print(report(result, dataset.classes))
 
 
 if __name__ == "__main__":
-    from experiment import exit_cleanly
+    from experiment import exit_cleanly, exit_together
 
-    exit_cleanly(main)(tyro.cli(Flags))
+    exit_together(exit_cleanly(main))(tyro.cli(Flags))

@@ -226,3 +226,12 @@ def scan(folder, home):
                 f"in, or name the folder that holds both with --data_dir"
             )
     return entries
+
+
+LOADERS = {
+    "mnist": load_mnist,
+    "cifar10": load_folder,
+    "imagenette": load_imagenette,
+    "digits": load_digits,
+    "image_folder": load_folder,
+}

@@ -21,7 +21,7 @@ from cam import cam
 from checkpoint import load_checkpoint, load_last, load_model
 from compiled import choose_compiled
 from dataset import load_datasets
-from evaluate import evaluate
+from evaluate import Flags, evaluate, load_judged, report
 from models import build_model
 
 ROOT = DATA.parent
@@ -202,6 +202,15 @@ def test_two_processes_draw_the_maps_that_one_draws(together):
     for path in (path.relative_to("cam") for path in files if path.suffix == ".png"):
         drawn, expected = (np.asarray(Image.open(place / path)).astype(int) for place in places)
         assert abs(drawn - expected).max() <= 4, path  # of 255: the maps are rounded before it
+
+
+def test_two_processes_judge_a_run_as_one_does(together):
+    run = together["folder"] / "mlp"
+    agent = torchrun("evaluate.py", str(run), "--device", "cpu")
+    out, complaint = finish(agent)
+    assert agent.returncode == 0, complaint
+    alone = report(evaluate(*load_judged(Flags(str(run)))), load_datasets(MLP)[2].classes)
+    assert out.endswith(alone + "\n")
 
 
 def test_a_signal_stops_both_ranks_at_once_and_the_run_goes_on_bit_for_bit(together):
