@@ -1,0 +1,36 @@
+"""A run folder is read while its run trains, and the run does not notice."""
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cam import cam
+from checkpoint import load_model
+from compare import read_run
+from dataset import load_datasets
+from evaluate import Flags, evaluate, load_judged
+
+FLAGS = "--dataset digits --model.layers 8 8 --epochs 20 --device cpu --wandb_mode disabled"
+
+
+def test_a_run_that_trains_is_judged_explained_and_compared_and_ends_as_if_alone(forks, tmp_path):
+    straight = forks.start("exercise_1_3.py", *FLAGS.split(), "--run_dir", tmp_path / "straight")
+    assert straight.wait() == 0, straight.err
+    run = tmp_path / "run"
+    child = forks.start("exercise_1_3.py", *FLAGS.split(), "--run_dir", run)
+    best, epochs, drawn = run / "checkpoints" / "best.pt", [], 0
+    child.wait_for(best)
+    while not (run / "results.json").exists() and len(epochs) < 1000:
+        result = evaluate(*load_judged(Flags(str(run))))
+        assert 0 < result["accuracy"] <= 1
+        model, config = load_model(best)
+        settings = {"per_class": 0, "indices": [0], "contrast": "none", "grid": False}
+        config |= {"run_dir": str(tmp_path / "looked"), "cam": settings}
+        drawn += len(cam(model, load_datasets(config)[2], config))
+        epochs.append(len(read_run(run)["rows"]))
+        if epochs[-1]:
+            events = EventAccumulator(str(run / "tensorboard")).Reload()
+            assert len(events.Scalars("val/loss")) >= epochs[-1] - 1  # written after the table
+    assert child.wait() == 0, child.err
+    assert len(set(epochs)) > 2, epochs  # it was read in the middle of training
+    assert drawn == len(epochs)
+    metrics = [(folder / "metrics.csv").read_bytes() for folder in (run, tmp_path / "straight")]
+    assert metrics[0] == metrics[1]
