@@ -1,0 +1,66 @@
+"""The examples of CHANGING.md: each patch fits the code as it is, and does what the page says."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import DATA
+
+import exercise_1_3
+from experiment import complete_config
+
+ROOT = DATA.parent
+PAGE = (ROOT / "CHANGING.md").read_text(encoding="utf-8")
+PATCHES = re.findall(r"```diff\n(.*?)```", PAGE, flags=re.DOTALL)
+LAYERS = [{"channels": 8, "groups": 1}, {"channels": 8, "groups": 4}]
+SCRIPT = f"""
+import exercise_1_3
+exercise_1_3.main(exercise_1_3.config | {{
+    "dataset": "parity", "optimizer": "adagrad", "lr": 0.05, "epochs": 3, "run_dir": "run",
+    "model": exercise_1_3.config["model"] | {{"layers": {LAYERS}, "dropout": 0.0}},
+    "device": "cpu", "wandb_mode": "disabled",
+}})
+"""
+
+
+def test_every_example_touches_two_files_at_most():
+    assert len(PATCHES) == 4
+    for patch in PATCHES:
+        assert len(re.findall(r"^\+\+\+ b/", patch, flags=re.MULTILINE)) <= 2
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="applies patches with git")
+def test_with_all_patches_a_run_has_the_layer_the_optimizer_the_data_and_the_measure(tmp_path):
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    for patch in PATCHES:
+        apply = ["git", "apply", "-"]
+        subprocess.run(apply, input=patch, text=True, cwd=tmp_path, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=False,
+        timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    header, *rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    column = header.split(",").index("val/confidence")
+    assert all(0.5 <= float(row.split(",")[column]) <= 1 for row in rows)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert len(results["test"]["confusion"]) == 2
+    assert results["test"]["accuracy"] > 0.75  # a coin has 0.5
+    assert re.search(r"layers\.1\.conv +Conv2d +8 x \d x \d +144\n", done.stdout)  # 8 x 2 x 3 x 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dataset": "parity"},
+        {"optimizer": "adagrad"},
+        {"model": exercise_1_3.config["model"] | {"layers": LAYERS}},
+    ],
+)
+def test_without_the_patches_there_is_none_of_it(changes):
+    with pytest.raises(ValueError, match=r"parity|adagrad|groups"):
+        complete_config(exercise_1_3.config | {"dataset": "digits"} | changes)
