@@ -7,6 +7,7 @@ pixels, K classes, h x w the cells of the last map.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from distributed import shared
 from experiment import exit_cleanly
 from gallery import draw_gallery, folder_name
 from images import SUFFIXES
-from models import fold_norms
+from models import CNN, ResNet18, fold_norms
 
 __all__ = [
     "ClassActivation",
@@ -71,7 +72,13 @@ class ClassActivation:
 
 
 @torch.no_grad()
-def generate_class_activation_map(model, images, classes=None, contrast=None, centred=False):
+def generate_class_activation_map(
+    model: CNN | ResNet18,
+    images: torch.Tensor,
+    classes: int | Sequence[int] | torch.Tensor | None = None,
+    contrast: tuple[int, int] | None = None,
+    centred: bool = False,
+) -> ClassActivation:
     """The ClassActivation of normalised images (N, C, H, W), in closed form.
 
     `classes` is one class for all, a sequence of N, or None for the predicted ones. The map of
@@ -93,18 +100,18 @@ def generate_class_activation_map(model, images, classes=None, contrast=None, ce
     logits = model.classifier(features.mean((2, 3)))
     against = None
     if contrast is not None:
-        classes, against = contrast
-        against = one_each(against, logits)
-    classes = logits.argmax(1) if classes is None else one_each(classes, logits)
-    shares = F.one_hot(classes, len(weight)).to(weight)  # (N, K): the map is a sum of class maps
+        classes = contrast[0]
+        against = one_each(contrast[1], logits)
+    shown = logits.argmax(1) if classes is None else one_each(classes, logits)
+    shares = F.one_hot(shown, len(weight)).to(weight)  # (N, K): the map is a sum of class maps
     if against is not None:
         shares = shares - F.one_hot(against, len(weight))
     elif centred:
         shares = shares - 1 / len(weight)
     maps = torch.einsum("nc,nchw->nhw", shares @ weight, features)
-    confidence = logits.softmax(1).gather(1, classes[:, None])[:, 0]
+    confidence = logits.softmax(1).gather(1, shown[:, None])[:, 0]
     totals = (shares * logits).sum(1)
-    return ClassActivation(maps, classes, logits, confidence, shares @ bias, totals, against)
+    return ClassActivation(maps, shown, logits, confidence, shares @ bias, totals, against)
 
 
 def one_each(classes, logits):
@@ -135,7 +142,7 @@ def activate(model, dataset, indices, batch_size=None, **options):
     return ClassActivation(*(None if c[0] is None else torch.cat(c) for c in columns))
 
 
-def cam(model, dataset, config):
+def cam(model: CNN | ResNet18, dataset: ImageDataset, config: dict) -> list[dict]:
     """Draw a few images of every class of `dataset`, or those that config["cam"]["indices"] names.
 
     Writes run_dir/cam/<class>/sample_<k>_idx_<i>.png, the raw maps as maps.npy (n, h, w), a row a
@@ -148,7 +155,8 @@ def cam(model, dataset, config):
     contrast = find_contrast(config["cam"]["contrast"], dataset.classes)
     activation = activate(model, dataset, indices, contrast=contrast)
     boxes = load_boxes(config["data_dir"], "val") if dataset.name == "imagenette" else {}
-    paths, drawn_of_class = [], {}
+    paths: list[str] = []
+    drawn_of_class: dict[int, int] = {}
     for index in indices:
         label = int(dataset.labels[index])
         number = drawn_of_class[label] = drawn_of_class.get(label, -1) + 1

@@ -3,8 +3,12 @@
 Drawn with Pillow in some 20 ms each, so that thousands of them take minutes.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,14 +18,24 @@ from PIL import Image, ImageDraw, ImageFont
 
 from boxes import upsample
 
+if TYPE_CHECKING:
+    from cam import ClassActivation
+
 COLOURS = colormaps["RdBu_r"]  # red speaks for the class, blue against it, white is zero
 PANEL, MARGIN, HEADER, BAR = 256, 12, 74, 92  # pixels
 INK, PAPER, BOX = "#222222", "white", "#3cff3c"
 
 
 def save_cam_visualization(
-    image, activation, path, class_names=None, true=None, limit=None, boxes=None, grid=False
-):
+    image: torch.Tensor,
+    activation: ClassActivation,
+    path: str | Path,
+    class_names: Sequence[str] | None = None,
+    true: int | None = None,
+    limit: float | None = None,
+    boxes: torch.Tensor | None = None,
+    grid: bool = False,
+) -> None:
     """Write one PNG: original, map and overlay of one uint8 image (C, H, W).
 
     `activation` holds that image alone, `true` is its label. Colours are signed and centred at zero

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from distributed import first_only
 from models import build_model
@@ -23,7 +24,7 @@ FORMAT = 1
 MARK = b"LAB01-sha256"
 
 
-def save_checkpoint(path, state):
+def save_checkpoint(path: str | Path, state: dict) -> None:
     """Write `state` so that `path` holds either its old content or all of the new one.
 
     The previous `last.pt` stays beside it as `previous.pt`.
@@ -113,7 +114,7 @@ def _sync_folder(folder):
         os.close(descriptor)
 
 
-def load_checkpoint(path):
+def load_checkpoint(path: str | Path) -> dict:
     """The state saved at `path`, on the CPU.
 
     Raises FileNotFoundError where there is none and ValueError where it is damaged, is no
@@ -145,8 +146,8 @@ def load_last(folder):
     for name in ("last.pt", "previous.pt", "best.pt"):
         try:
             state = load_checkpoint(folder / name)
-        except (FileNotFoundError, ValueError) as error:
-            problems[name] = error
+        except (FileNotFoundError, ValueError) as problem:
+            problems[name] = problem
         else:
             if newest is None or state["epoch"] > newest["epoch"]:
                 newest, source = state, name
@@ -191,7 +192,7 @@ def load_weights(part, state, source):
         ) from None
 
 
-def load_model(path):
+def load_model(path: str | Path) -> tuple[nn.Module, dict]:
     """(model in eval mode with the weights saved at `path`, config it was trained with)."""
     state = load_checkpoint(path)
     model = build_model(state["config"])

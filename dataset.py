@@ -62,7 +62,7 @@ class ImageDataset:
         return images.to(torch.float32, copy=True).sub_(mean).mul_(scale)
 
 
-def load_datasets(config):
+def load_datasets(config: dict) -> tuple[ImageDataset, ImageDataset, ImageDataset]:
     """(train_set, val_set, test_set) of config["dataset"].
 
     The validation set is a share of the training images, drawn by config["seed"] alone, unless an

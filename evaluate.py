@@ -12,15 +12,16 @@ from typing import Literal
 
 import torch
 import tyro
+from torch import nn
 from torch.nn import functional as F
 
 from checkpoint import load_checkpoint, load_model
-from dataset import load_datasets
+from dataset import ImageDataset, load_datasets
 from distributed import first_only, joined, rank, summed, world
 
 
 @torch.no_grad()
-def evaluate(model, dataset, batch_size=1024):
+def evaluate(model: nn.Module, dataset: ImageDataset, batch_size: int = 1024) -> dict:
     """{"loss": mean cross-entropy per image, "accuracy": share in [0, 1], "confusion": (K, K)}.
 
     Rows of the confusion matrix (int64, on the CPU) are true classes, columns predicted ones. Runs

@@ -4,6 +4,7 @@ Axis letters: N images, C channels, H x W pixels, K classes, h x w the cells of 
 """
 
 import copy
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,14 +22,14 @@ class MLP(nn.Module):
     `layer_sizes` runs from the number of input values to K, so [784, 64, 64, 10] has three layers.
     """
 
-    def __init__(self, layer_sizes):
+    def __init__(self, layer_sizes: Sequence[int]):
         super().__init__()
         layers = []
         for in_features, out_features in pairwise(layer_sizes):
             layers += [nn.Linear(in_features, out_features), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])  # no ReLU after the logits
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images.flatten(1))
 
 
@@ -38,7 +39,7 @@ class SkipBlock(nn.Module):
     f is Linear-ReLU-(Dropout)-Linear. Where the sizes differ, a Linear bridge takes x across.
     """
 
-    def __init__(self, in_features, out_features, dropout=0.0):
+    def __init__(self, in_features: int, out_features: int, dropout: float = 0.0):
         super().__init__()
         self.block = nn.Sequential(
             nn.Linear(in_features, out_features),
@@ -49,7 +50,7 @@ class SkipBlock(nn.Module):
         same = in_features == out_features
         self.shortcut = nn.Identity() if same else nn.Linear(in_features, out_features)
 
-    def forward(self, features):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.shortcut(features) + self.block(features)
 
 
@@ -61,7 +62,7 @@ class SkipMLP(nn.Module):
     the blocks: with its blocks at zero the network is its first and its last layer.
     """
 
-    def __init__(self, layer_sizes, dropout=0.0):
+    def __init__(self, layer_sizes: Sequence[int], dropout: float = 0.0):
         super().__init__()
         first, *hidden, last = layer_sizes
         if not hidden:
@@ -70,7 +71,7 @@ class SkipMLP(nn.Module):
         self.blocks = nn.Sequential(*(SkipBlock(a, b, dropout) for a, b in pairwise(hidden)))
         self.last = nn.Linear(hidden[-1], last)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.last(self.blocks(self.first(images.flatten(1))))
 
 
@@ -101,7 +102,7 @@ class ConvLayer(nn.Module):
         self.dropout = nn.Dropout2d(dropout) if dropout else nn.Identity()
         self.pool = nn.MaxPool2d(pool) if pool > 1 else nn.Identity()
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         features = self.norm(self.conv(images))
         if self.shortcut is not None:
             rows, columns = self.conv.stride
@@ -127,16 +128,16 @@ class CNN(nn.Module):
 
     def __init__(
         self,
-        layers,
-        image_size=32,
-        in_channels=3,
-        num_classes=10,
-        kernel_size=3,
-        stride=1,
-        padding=1,
-        dropout=0.0,
-        residual=False,
-        min_map=1,
+        layers: Sequence[int | dict],
+        image_size: int = 32,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: int = 1,
+        dropout: float = 0.0,
+        residual: bool = False,
+        min_map: int = 1,
     ):
         super().__init__()
         defaults = {
@@ -167,10 +168,10 @@ class CNN(nn.Module):
         self.layers = nn.Sequential(*blocks)
         self.classifier = nn.Linear(in_channels, num_classes)
 
-    def features(self, images):
+    def features(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(images).mean((2, 3)))
 
 
@@ -192,10 +193,10 @@ class ResNet18(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.classifier = nn.Linear(network.fc.in_features, num_classes)
 
-    def features(self, images):
+    def features(self, images: torch.Tensor) -> torch.Tensor:
         return self.layers(images.expand(-1, 3, -1, -1))  # grey: three equal channels
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(images).mean((2, 3)))
 
 
@@ -215,7 +216,7 @@ def download(weights):
 MODELS = {"mlp": MLP, "skip_mlp": SkipMLP, "cnn": CNN, "resnet18": ResNet18}
 
 
-def build_model(config):
+def build_model(config: dict) -> nn.Module:
     """The network of config["model"], its weights drawn from config["seed"].
 
     Sizes that the data set fixes are filled in where they are missing, so this also rebuilds a

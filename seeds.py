@@ -26,9 +26,9 @@ from interruption import Stopped, stop_requests
 from models import MLP, SkipMLP, build_model
 from optimisation import Schedule, make_optimizer
 from progress import Progress
-from steps import check_finite, not_finite, train_epoch
+from steps import check_finite, not_finite, threads_restored, train_epoch
 from tracking import Tracker, only_writer, open_run, write_manifest
-from training import choose_device, keep_on, memory_errors_explained, threads_restored
+from training import choose_device, keep_on, memory_errors_explained
 
 
 class Stack(nn.Module):

@@ -1,7 +1,9 @@
 """The steps of an epoch: one update of the weights, and all those over the training images."""
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 
 import torch
 from torch.nn import functional as F
@@ -39,6 +41,16 @@ def uses_bfloat16(config, device):
 def batch_sizes(length, batch_size):
     """The images of every step of an epoch, over all processes."""
     return [min(batch_size, length - start) for start in range(0, length, batch_size)]
+
+
+@contextlib.contextmanager
+def threads_restored() -> Iterator[None]:
+    """Whatever number of threads is set inside, the one before comes back."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def train_epoch(step, batches, schedule, sizes=None):

@@ -5,6 +5,7 @@ import copy
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from checkpoint import (
     CheckpointWriter,
@@ -17,7 +18,7 @@ from checkpoint import (
 from checks import data_shape, first_line
 from compiled import make_step
 from config import RESUMABLE, complete_config, differences, flatten
-from dataset import batches, derive_seed
+from dataset import ImageDataset, batches, derive_seed
 from distributed import (
     agreement,
     average_statistics,
@@ -35,7 +36,7 @@ from optimisation import Schedule, make_optimizer
 from outcome import leave_behind
 from plots import draw_samples
 from progress import Progress, announce, layer_table
-from steps import batch_sizes, check_finite, plain_step, train_epoch
+from steps import batch_sizes, check_finite, plain_step, threads_restored, train_epoch
 from tracking import (
     Tracker,
     note_resumed,
@@ -47,18 +48,10 @@ from tracking import (
 )
 
 
-@contextlib.contextmanager
-def threads_restored():
-    """Whatever number of threads is set inside, the one before comes back."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 @threads_restored()
-def train(model, train_set, val_set, config):
+def train(
+    model: nn.Module, train_set: ImageDataset, val_set: ImageDataset, config: dict
+) -> tuple[list[float], list[float]]:
     """Train `model` in place; return (validation accuracies, validation losses), a float an epoch.
 
     Starts afresh, or goes on from the last checkpoint of config["resume"], on a CPU bit for bit as

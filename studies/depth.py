@@ -36,12 +36,13 @@ from checks import data_shape
 from config import defaults
 from experiment import exit_cleanly
 from rules import CONFIG, list_of, whole
+from steps import threads_restored
 from studies.depth_figures import draw_figures
 from studies.depth_networks import ARMS, LAYERS_OF_EXERCISE_1_2
 from studies.depth_table import table_of
 from studies.depth_training import load_sets, measure_cell
 from tracking import describe_process, git_commit, write_json, write_whole
-from training import choose_device, threads_restored
+from training import choose_device
 
 ADAM = {"optimizer": "adam", "lr": 1e-3, "schedule": "cosine"}
 NETWORKS = {
