@@ -2,9 +2,11 @@
 
     python exercise_1_1.py                      # 50 epochs, 20 s on 2 cores
     python exercise_1_1.py --dataset digits     # no download, 5 s
+    python exercise_1_1.py --preset best        # the same 55,050 parameters, trained better
     python exercise_1_1.py --seeds 0 1 2 3 4    # mean and standard deviation
 
-Seed 0 on 2 cores of an AMD EPYC: test accuracy 0.9726, loss 0.089.
+Five seeds on 2 cores of an AMD EPYC: test accuracy 0.9739 +- 0.0009, loss 0.089 +- 0.003; with
+--preset best 0.9901 +- 0.0007.
 """
 
 from config import defaults, parse_config
