@@ -5,7 +5,7 @@
     python exercise_1_3.py --dataset digits     # no download, 20 s
     python exercise_1_3.py --model.residual     # the same network with skip connections
 
-Seed 0 on 2 cores of an AMD EPYC: test accuracy 0.7619 after 8 epochs; 75 have not been run.
+Results with their spread: README.md.
 """
 
 from config import defaults, parse_config

@@ -97,6 +97,7 @@ def render():
         wilson=wilson,
         depth=depth,
         imagenet=tell_imagenet(benchmarks["scale"]["photos"], runs["exercise_2_3-best"].results),
+        **tell_depth(depth["mlp"]),
         **tell_trust(load_json("trust/trust.json")),
         **tell_speed(benchmarks),
     )
@@ -134,6 +135,22 @@ def tell_trust(trust):
         "mosaics": mosaics,
         "area": lambda kind, order: f"{trust['curves'][kind][order]['area']['mean']:.2f}",
         "said": SAID,
+    }
+
+
+def tell_depth(study):
+    """What the text says of results/depth/mlp: accuracies by arm and number of linear layers."""
+    if study is None:
+        return {}
+    reached = {}
+    for cell in study["cells"]:
+        key = cell["config"]["arm"], cell["config"]["depth"]
+        reached.setdefault(key, []).append(cell["history"][-1]["val/accuracy"])
+    return {
+        "deep": lambda arm, layers: share(reached[arm, layers], 3),
+        "arms": list(dict.fromkeys(arm for arm, _ in reached)),
+        "depths": study["settings"]["depths"],
+        "width": study["settings"]["width"],
     }
 
 
