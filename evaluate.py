@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from checkpoint import load_checkpoint, load_model
 from dataset import ImageDataset, load_datasets
 from distributed import first_only, joined, rank, summed, world
+from summary import wilson
 
 
 @torch.no_grad()
@@ -54,10 +55,8 @@ def evaluate(model: nn.Module, dataset: ImageDataset, batch_size: int = 1024) ->
 
 def report(result, classes):
     """Loss and accuracy with its 95 % interval (Wilson 1927), a row a class, the matrix."""
-    from scipy.stats import binomtest  # half a second that no training should wait for
-
     confusion, total = result["confusion"], int(result["confusion"].sum())
-    low, high = binomtest(int(confusion.trace()), total).proportion_ci(method="wilson")
+    low, high = wilson(int(confusion.trace()), total)
     lines = [
         f"loss {result['loss']:.4f} (mean per image), accuracy {result['accuracy']:.4f} "
         f"({low:.4f} to {high:.4f}), {total:,} images",

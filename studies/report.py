@@ -22,6 +22,7 @@ from experiment import exit_cleanly
 from studies.experiments import RESULTS, add, load_experiments
 from studies.report_figures import draw_figures, drawable
 from studies.trust_table import number, percent, rate_of
+from summary import wilson
 from tracking import write_whole
 
 ROOT = Path(__file__).parents[1]
@@ -62,11 +63,6 @@ def paired(ours, theirs):
     mean, error = fmean(differences), stdev(differences) / len(differences) ** 0.5
     low, high = stats.t.interval(0.95, len(differences) - 1, mean, error)
     return {"mean": mean, "low": low, "high": high}
-
-
-def wilson(accuracy, count):
-    """The 95 % interval of a share of `count` images (Wilson 1927), as low and high."""
-    return stats.binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
 
 
 def load_json(name):

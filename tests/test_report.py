@@ -13,7 +13,7 @@ from scipy import stats
 import exercise_1_1
 from evaluate import Flags, evaluate, load_judged
 from studies.experiments import RESULTS, add, load_experiments
-from studies.report import paired, reflow, render, share, wilson
+from studies.report import paired, reflow, render, share
 from studies.report_figures import draw_figures
 
 README = DATA.parent / "README.md"
@@ -66,11 +66,6 @@ def test_the_interval_of_paired_differences_is_that_of_the_t_test():
     low, high = stats.ttest_rel(*points).confidence_interval(0.95)
     assert (found["low"], found["high"]) == pytest.approx((low, high))
     assert found["mean"] == pytest.approx(fmean(points[0]) - fmean(points[1]))
-
-
-def test_the_interval_of_a_share_is_wilsons():
-    low, high = wilson(0.9, 100)
-    assert (round(low, 4), round(high, 4)) == (0.8256, 0.9448)  # by hand: z = 1.96
 
 
 def test_prose_is_filled_and_tables_and_code_are_not():
