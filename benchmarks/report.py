@@ -67,7 +67,7 @@ def write_results(name, results, file=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     everything = json.loads(path.read_text()) if path.is_file() else {}
     everything[name] = {
-        "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
+        "command": f"python -m benchmarks.{name.split('-')[0]} {' '.join(sys.argv[1:])}".strip(),
         "commit": git_commit(),
         "machine": machine_name(),
         "python": platform.python_version(),

@@ -1,7 +1,7 @@
 """Time an image, and memory, as the data grow 1x, 4x and 16x.
 
     python -m benchmarks.scale                 # two minutes: 3,000 to 48,000 pictures
-    python -m benchmarks.scale --images 1000000 --size 16 --contender 1
+    python -m benchmarks.scale --images 1000000 --size 16 --factors 1   # ten minutes
 
 Writes folders of small PNG pictures, decodes each into its cache and trains one epoch of an MLP on
 images left on the disk, in a process of its own: its peak while it decodes, and what it holds after
@@ -39,8 +39,10 @@ class Flags:
     """training pictures at 1x"""
     size: int = 64
     """pixels a side"""
+    factors: tuple[int, ...] = (1, 4, 16)
+    """how many times that are measured, one after the other"""
     contender: str = "all"
-    """how many times that, or photos: measured alone and printed as JSON"""
+    """one factor, or photos: measured alone and printed as JSON"""
 
 
 def write_pictures(folder, count, size):
@@ -113,14 +115,17 @@ def main(flags):
     if flags.contender != "all":
         print(json.dumps(measure(flags.images * int(flags.contender), flags.size)))
         return
-    sizes = (1, 4, 16)
     options = ("--images", flags.images, "--size", flags.size)
-    results = {f"{s}x": run_contender("benchmarks.scale", str(s), *options) for s in sizes}
+    results = {f"{s}x": run_contender("benchmarks.scale", str(s), *options) for s in flags.factors}
     header = ("pictures", "decode ms", "open again ms", "epoch ms", "peak MiB", "MiB after")
     rows = [
-        (f"{s * flags.images:,}", *(f"{v:.3f}" for v in results[f"{s}x"].values())) for s in sizes
+        (f"{s * flags.images:,}", *(f"{v:.3f}" for v in results[f"{s}x"].values()))
+        for s in flags.factors
     ]
     print_table("time an image", header, rows)
+    if flags.factors == (1,):
+        write_results(f"scale-{flags.images}", vars(flags) | {"sizes": results})
+        return
     photos = run_contender("benchmarks.scale", "photos")
     print(f"\nphotographs decoded a second: {photos}")
     write_results("scale", vars(flags) | {"sizes": results, "photos": photos})

@@ -184,6 +184,7 @@ def tell_speed(benchmarks):
         "scale_images": benchmarks["scale"]["images"],
         "scale_size": benchmarks["scale"]["size"],
         "photos": benchmarks["scale"]["photos"],
+        "million": benchmarks.get("scale-1000000", {"sizes": {"1x": None}})["sizes"]["1x"],
         "contenders": {
             "Keras 3 on JAX, fit": "Keras 3 on JAX, `fit`",
             "JAX scan": "JAX `scan` over the epoch",
