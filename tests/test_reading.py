@@ -1,5 +1,6 @@
 """A run folder is read while its run trains, and the run does not notice."""
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cam import cam
@@ -11,9 +12,10 @@ from evaluate import Flags, evaluate, load_judged
 FLAGS = "--dataset digits --model.layers 8 8 --epochs 20 --device cpu --wandb_mode disabled"
 
 
+@pytest.mark.timeout(300)  # seconds: it trains twice, ten on an idle machine
 def test_a_run_that_trains_is_judged_explained_and_compared_and_ends_as_if_alone(forks, tmp_path):
     straight = forks.start("exercise_1_3.py", *FLAGS.split(), "--run_dir", tmp_path / "straight")
-    assert straight.wait() == 0, straight.err
+    assert straight.wait(100) == 0, straight.err
     run = tmp_path / "run"
     child = forks.start("exercise_1_3.py", *FLAGS.split(), "--run_dir", run)
     best, epochs, drawn = run / "checkpoints" / "best.pt", [], 0
@@ -29,7 +31,7 @@ def test_a_run_that_trains_is_judged_explained_and_compared_and_ends_as_if_alone
         if epochs[-1]:
             events = EventAccumulator(str(run / "tensorboard")).Reload()
             assert len(events.Scalars("val/loss")) >= epochs[-1] - 1  # written after the table
-    assert child.wait() == 0, child.err
+    assert child.wait(100) == 0, child.err
     assert len(set(epochs)) > 2, epochs  # it was read in the middle of training
     assert drawn == len(epochs)
     metrics = [(folder / "metrics.csv").read_bytes() for folder in (run, tmp_path / "straight")]
