@@ -6,7 +6,8 @@
     python exercise_1_3.py --dataset digits     # no download, 20 s
     python exercise_1_3.py --model.residual     # the same network with skip connections
 
-Seed 0 on one of 2 cores of an AMD EPYC, --preset best --precision bfloat16: test accuracy 0.9256.
+Seed 0 on one of 2 cores of an AMD EPYC, --precision bfloat16: test accuracy 0.8217, with
+--preset best 0.9256.
 """
 
 from config import defaults, parse_config
