@@ -9,7 +9,7 @@ from compare import read_run
 from dataset import load_datasets
 from evaluate import Flags, evaluate, load_judged
 
-FLAGS = "--dataset digits --model.layers 8 8 --epochs 20 --device cpu --wandb_mode disabled"
+FLAGS = "--dataset digits --model.layers 8 8 --epochs 10 --device cpu --wandb_mode disabled"
 
 
 @pytest.mark.timeout(300)  # seconds: it trains twice, ten on an idle machine

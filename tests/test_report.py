@@ -95,9 +95,16 @@ def test_a_run_that_has_not_finished_is_refused(tmp_path):
     assert not list(tmp_path.glob("results*"))
 
 
+CNNS = [pytest.mark.slow]  # 10,000 images in a CNN take half a minute
+
+
 @pytest.mark.real_data
 @pytest.mark.parametrize(
-    "path", sorted((RESULTS / "weights").glob("*.pt")), ids=lambda path: path.stem
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=CNNS if "1_3" in path.stem else [])
+        for path in sorted((RESULTS / "weights").glob("*.pt"))
+    ],
 )
 def test_the_weights_reach_what_readme_says_of_them(path):
     results = json.loads((RESULTS / path.stem / "results.json").read_text(encoding="utf-8"))

@@ -18,7 +18,8 @@ import training
 from checkpoint import load_checkpoint
 from dataset import batches, load_datasets
 from distributed import joined, leave, rank, world
-from evaluate import evaluate
+from evaluate import Flags, evaluate
+from evaluate import main as judge
 from models import build_model
 
 written = []
@@ -42,6 +43,7 @@ sys.addaudithook(note_writing)
 configs = json.loads(Path("runs.json").read_text())
 with joined(torch.device("cpu")):
     results = [(exercise_2_3 if "cam" in c else exercise_1_3).main(c) for c in configs]
+    judge(Flags(configs[0]["run_dir"], device="cpu"))
     scratch = configs[0] | {"run_dir": "poisoned", "epochs": 3}
     train_set, val_set, test_set = load_datasets(scratch)
     best = load_checkpoint(Path(configs[0]["run_dir"]) / "checkpoints" / "best.pt")
