@@ -32,17 +32,6 @@ class Experiment:
     def epochs(self):
         return self.runs[0]["epochs"]
 
-    @property
-    def command(self):
-        """As it was typed, without where it wrote and logged."""
-        words, kept = self.manifest["command"].split(), []
-        for word in words:
-            if kept and kept[-1] in ("--run_dir", "--wandb_mode"):
-                kept.pop()
-            else:
-                kept.append(word)
-        return " ".join(kept)
-
     def values(self, split, metric):
         """A number a seed, of the epoch that validation chose."""
         return [run[split][metric] for run in self.runs]

@@ -21,7 +21,7 @@ from scipy import stats
 from experiment import exit_cleanly
 from studies.experiments import RESULTS, add, load_experiments
 from studies.report_figures import draw_figures, drawable
-from studies.trust_table import number, percent, rate_of
+from studies.trust_table import percent, rate_of
 from summary import wilson
 from tracking import write_whole
 
@@ -79,7 +79,7 @@ def render():
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"share": share, "percent": percent, "number": number}
+    environment.filters |= {"share": share, "percent": percent}
     runs = load_experiments()
     benchmarks = load_json("benchmarks-amd-epyc-2-cores.json")
     depth = {name: load_json(f"depth/{name}/results.json") for name in ("mlp", "cnn", "stall")}
