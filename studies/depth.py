@@ -51,7 +51,7 @@ NETWORKS = {
     | {"batch_size": 256, "images": 0, "precision": "float32"},
     "cnn": ADAM
     | {"dataset": "cifar10", "depths": [4, 8, 16, 32], "width": 32, "epochs": 8}
-    | {"batch_size": 64, "images": 10_000, "precision": "bfloat16"},
+    | {"batch_size": 64, "images": 10_000, "precision": "auto"},
     "stall": ADAM
     | {"dataset": "cifar10", "depths": [LAYERS_OF_EXERCISE_1_2], "width": 128, "epochs": 30}
     | {"lr": 1e-4, "schedule": "constant", "batch_size": 64, "images": 0, "precision": "float32"},
