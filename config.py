@@ -12,7 +12,7 @@ from pathlib import Path
 
 from checks import check_config, fit_model, rank
 from flags import find_flag, parse_flags
-from rules import check_values, shown
+from rules import MODELS, check_values, shown
 
 defaults = {
     # data
@@ -26,6 +26,7 @@ defaults = {
     "shift": 0,  # up to so many pixels in both directions
     "rotate": 0.0,  # up to so many degrees either way
     "zoom": 0.0,  # 0.1 draws a scale between 0.9 and 1.1
+    "elastic": 0.0,  # pixels by which a smooth random field moves every part, as a deviation
     "crop": 1.0,  # smallest share of the area that a random crop keeps
     "flip": False,  # left-right, every second image; not for digits
     "cutout": 0,  # a square of so many pixels is greyed out
@@ -65,13 +66,18 @@ RESUMABLE = {
 
 
 def merge(base, overrides):
-    """A deep copy of `base` with `overrides` laid over it, section by section."""
+    """A deep copy of `base` with `overrides` laid over it, section by section.
+
+    A section of another "kind" replaces the one that is there: its settings are others.
+    """
     if not isinstance(overrides, dict):
         raise ValueError(f"a config must be a dict, got {shown(overrides)}")
     merged = copy.deepcopy(base)
     for key, value in overrides.items():
-        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if nested else copy.deepcopy(value)
+        below = merged.get(key)
+        nested = isinstance(value, dict) and isinstance(below, dict)
+        nested = nested and value.get("kind", below.get("kind")) == below.get("kind")
+        merged[key] = merge(below, value) if nested else copy.deepcopy(value)
     return merged
 
 
@@ -112,10 +118,23 @@ def parse_config(config, presets=None, args=None):
                 print(f"preset {preset}: {describe_overrides(presets[preset])}")
         if preset in presets:
             base = merge(base, presets[preset]) | {"preset": preset}
+        base = with_kind(base, find_flag(args, "--model.kind"))
         check_values(base)  # flags take their types from it
         return check_config(parse_flags(base, ["none", *presets], args))
     except (ValueError, OSError) as error:
         refuse(error)
+
+
+def with_kind(config, kind):
+    """`config` for a network of another kind: without the settings that this one does not have."""
+    model = config.get("model")
+    if kind not in MODELS or not isinstance(model, dict) or model.get("kind") == kind:
+        return config
+    kept = {key: value for key, value in model.items() if key in MODELS[kind]}
+    if (left_out := model.keys() - kept - {"kind"}) and rank() == 0:
+        print(f"model.kind {kind}: without {', '.join(sorted(left_out))}")
+    kept |= {"pretrained": False} if kind == "resnet18" else {}
+    return config | {"model": {"kind": kind} | kept}
 
 
 def refuse(error):

@@ -156,14 +156,14 @@ def batches(dataset, config, epoch, device=None):
 
 
 def draw_epoch(dataset, config, epoch):
-    """(order (N,), warps (N, 2, 3) or None, cutout centres (N, 2) or None) of one epoch."""
+    """(order (N,), then warps, elastic fields and cutout centres, or None) of one epoch."""
     generator = make_generator(config["seed"], "epoch", epoch)
     order = torch.randperm(len(dataset), generator=generator)
     size = dataset.images.shape[-2:]
     return order, *draw_augmentation(len(dataset), size, config, generator)
 
 
-def prepare(dataset, order, warps, centres, batch_size, cutout, device=None):
+def prepare(dataset, order, warps, fields, centres, batch_size, cutout, device=None):
     """Batches of the images in `order`, augmented and normalised.
 
     Several are gathered at once where the data set is, made on `device`, and handed out as slices.
@@ -171,12 +171,13 @@ def prepare(dataset, order, warps, centres, batch_size, cutout, device=None):
     device = device or dataset.images.device
     batch_bytes = 4 * batch_size * dataset.images[0].numel()
     at_once = max(1, BLOCK_BYTES.get(device.type, 2**20) // batch_bytes) * batch_size
-    warps, centres = (None if t is None else t.to(device) for t in (warps, centres))
+    draws = (None if draw is None else draw.to(device) for draw in (warps, fields, centres))
+    warps, fields, centres = draws
     start = 0
     for images, labels in fetch(dataset, order, at_once, device):
         block = slice(start, start := start + len(labels))
         if warps is not None:
-            images = warp(images, warps[block])
+            images = warp(images, warps[block], None if fields is None else fields[block])
         images = dataset.normalise(images)
         if centres is not None:
             cut_out(images, centres[block], cutout)

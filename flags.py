@@ -33,9 +33,10 @@ def parse_flags(base, presets, args):
 
     Raises ValueError with what is wrong in one line. --help prints and exits.
     """
-    layers = base["model"]["layers"]
-    channels = [layer["channels"] if isinstance(layer, dict) else layer for layer in layers]
-    base = base | {"model": base["model"] | {"layers": channels}}  # a flag takes numbers alone
+    layers = base["model"].get("layers")  # a ResNet-18 has none
+    channels = [layer["channels"] if isinstance(layer, dict) else layer for layer in layers or []]
+    if layers:
+        base = base | {"model": base["model"] | {"layers": channels}}  # a flag takes numbers alone
     kinds = _annotation(base)
     kinds.__annotations__["preset"] = Literal[(*presets, base["preset"])]
     complaint = io.StringIO()
@@ -54,7 +55,7 @@ def parse_flags(base, presets, args):
         raise ValueError(_first_paragraph(complaint.getvalue())) from None
     if unknown:
         raise ValueError(_unknown(unknown[0], flag_names(base)))
-    if parsed["model"]["layers"] == channels and find_flag(args, "--model.layers") is None:
+    if layers and parsed["model"]["layers"] == channels and find_flag(args, "--model.layers") is None:
         parsed["model"]["layers"] = copy.deepcopy(layers)
     return dict(parsed)
 

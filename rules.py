@@ -83,6 +83,7 @@ CONFIG = {
     "shift": whole(0),
     "rotate": number("of degrees from 0 to 180", lambda value: 0 <= value <= 180),
     "zoom": SHARE,
+    "elastic": NOT_NEGATIVE,
     "crop": number("above 0, at most 1", lambda value: 0 < value <= 1),
     "flip": SWITCH,
     "cutout": whole(0),

@@ -38,6 +38,15 @@ def uses_bfloat16(config, device):
     return {"auto": on_by_default, "bfloat16": True, "float32": False}[config["precision"]]
 
 
+def emulates_bfloat16(device):
+    """Whether it is a CPU without instructions for bfloat16, which takes many times as long in it
+    as in float32. False where torch cannot tell."""
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    known = torch.cpu.get_capabilities()
+    return not any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # bf16: ARM
+
+
 def batch_sizes(length, batch_size):
     """The images of every step of an epoch, over all processes."""
     return [min(batch_size, length - start) for start in range(0, length, batch_size)]

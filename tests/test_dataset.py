@@ -5,14 +5,16 @@ import pytest
 import torch
 from conftest import DATA
 from PIL import Image
+from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 import exercise_1_1
 import exercise_1_3
 import exercise_2_3
-from augmentation import affine_maps, cut_out, warp
+from augmentation import affine_maps, cut_out, draw_augmentation, warp
 from cache import read_image
+from config import defaults
 from dataset import ImageDataset, batches, load_datasets
 from images import read_idx
 
@@ -60,6 +62,7 @@ def test_an_epoch_deals_out_every_image_once_ragged_batch_included(numbered, pla
 
 def test_order_and_augmentation_depend_on_seed_and_epoch_alone(numbered, plain):
     config = plain | {"shift": 2, "rotate": 20.0, "flip": True, "cutout": 3, "crop": 0.5}
+    config |= {"elastic": 1.0}
 
     def epoch(number, **changes):
         torch.rand(1)  # a global generator that has moved on must not matter
@@ -75,7 +78,7 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone(numbered, plain):
 def smooth_images():
     """Noise without high frequencies, so that two bilinear samplers agree closely."""
     noise = torch.rand(4, 3, 9, 9, generator=torch.Generator().manual_seed(0)) * 255
-    return torch.nn.functional.interpolate(noise, (36, 36), mode="bicubic").round().clamp(0, 255)
+    return F.interpolate(noise, (36, 36), mode="bicubic").round().clamp(0, 255)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +100,38 @@ def test_the_warp_is_the_affine_transform_of_torchvision(degrees, scale, shift):
     maps = affine_maps(angle, torch.tensor([scale]), moved, torch.ones(1)).expand(4, 2, 3)
     inner = (..., slice(9, -9), slice(9, -9))  # what enters at the edges differs: they fill with 0
     torch.testing.assert_close(warp(pixels, maps)[inner], expected[inner], atol=0.01, rtol=0)
+
+
+IDENTITY = torch.eye(2, 3).expand(4, 2, 3)
+
+
+def test_an_elastic_field_is_the_displacement_of_torchvision():
+    pixels, fields = smooth_images(), torch.randn(4, 2, 5, 5) * 0.05
+    moved = F.interpolate(fields, (36, 36), mode="bicubic", align_corners=True)
+    expected = [tv.elastic_transform(image[None], field.permute(1, 2, 0)[None])
+                for image, field in zip(pixels, moved, strict=True)]  # fmt: skip
+    inner = (..., slice(9, -9), slice(9, -9))
+    ours, expected = warp(pixels, IDENTITY, fields)[inner], torch.cat(expected)[inner]
+    torch.testing.assert_close(ours, expected, atol=0.01, rtol=0)
+    assert not torch.allclose(ours, pixels[inner], atol=1)
+
+
+def test_the_parts_of_a_picture_move_by_as_many_pixels_as_the_config_says():
+    config = defaults | {"elastic": 1.5}
+    warps, fields, _ = draw_augmentation(2000, (28, 20), config, torch.Generator().manual_seed(0))
+    assert torch.equal(warps, torch.eye(2, 3).expand(2000, 2, 3))
+    x, y = fields.unbind(1)
+    assert (x * 20 / 2).std() == pytest.approx(1.5, rel=0.02)
+    assert (y * 28 / 2).std() == pytest.approx(1.5, rel=0.02)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grey_picture_goes_on_beyond_its_edge_and_a_coloured_one_is_mirrored(channels):
+    columns = torch.arange(8.0).expand(1, channels, 8, 8)
+    maps = affine_maps(torch.zeros(1), torch.ones(1), torch.tensor([[3 * 2 / 8, 0]]), torch.ones(1))
+    beyond = [7.0, 7.0, 7.0] if channels == 1 else [7.0, 6.0, 5.0]
+    expected = torch.tensor([3.0, 4.0, 5.0, 6.0, 7.0, *beyond])
+    torch.testing.assert_close(warp(columns, maps)[0, 0, 0], expected, atol=1e-4, rtol=0)
 
 
 def test_a_mirrored_map_is_a_flip_and_a_whole_pixel_shift_is_a_slice():

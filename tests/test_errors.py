@@ -62,7 +62,7 @@ WRONG = [
     (exercise_1_1, "--model.layers 784 0 10", "model.layers", "positive"),
     (exercise_1_1, "--model.layers", "model.layers", "positive"),
     (exercise_1_2, "--model.dropout 1", "model.dropout", "1"),
-    (exercise_1_2, "--model.kind mlp", "model.dropout", "mlp"),
+    (exercise_1_2, "--model.kind mlp --model.dropout 0.5", "model.dropout", "--help"),
     (exercise_1_2, "--model.layers 784 10", "model.layers", "short"),
     (exercise_1_3, "--model.kernel_size 0", "kernel_size", "0"),
     (exercise_1_3, "--model.stride 0", "stride", "0"),

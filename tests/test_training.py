@@ -248,3 +248,22 @@ def test_only_the_small_networks_give_up_a_thread(digits_config, monkeypatch, ki
     accuracies, _ = train(build_model(complete_config(config)), *few, config)
     assert len(accuracies) == 1
     assert len(asked) == lowered + 1  # the last gives back what was there
+
+
+@pytest.mark.parametrize(
+    ("instructions", "precision", "warned"),
+    [
+        ({"avx2": True, "avx512_bf16": False}, "bfloat16", True),
+        ({"avx2": True, "avx512_bf16": True}, "bfloat16", False),
+        ({"neon": True, "bf16": True}, "bfloat16", False),
+        ({"avx2": True}, "auto", False),
+    ],
+)
+def test_who_asks_for_bfloat16_where_it_is_slow_is_told(
+    digits_config, monkeypatch, capsys, instructions, precision, warned
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
+    config = digits_config | {"precision": precision}
+    train_set, val_set, _ = load_datasets(config)
+    train(build_model(config), train_set, val_set, config)
+    assert ("--precision float32 is faster" in capsys.readouterr().out) == warned
