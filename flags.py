@@ -55,7 +55,11 @@ def parse_flags(base, presets, args):
         raise ValueError(_first_paragraph(complaint.getvalue())) from None
     if unknown:
         raise ValueError(_unknown(unknown[0], flag_names(base)))
-    if layers and parsed["model"]["layers"] == channels and find_flag(args, "--model.layers") is None:
+    if (
+        layers
+        and parsed["model"]["layers"] == channels
+        and find_flag(args, "--model.layers") is None
+    ):
         parsed["model"]["layers"] = copy.deepcopy(layers)
     return dict(parsed)
 

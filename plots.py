@@ -147,7 +147,8 @@ def draw_grid(images, titles, path, columns=8):
     axis.imshow(page.permute(1, 2, 0).numpy(), interpolation="nearest")
     axis.set_axis_off()
     axis.set_position([0.01, 0.01, 0.98, 0.98])
-    save_figure(figure, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)  # pixels gain nothing by an SVG
 
 
 def save_figure(figure, path):

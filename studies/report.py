@@ -94,6 +94,7 @@ def render():
         depth=depth,
         imagenet=tell_imagenet(benchmarks["scale"]["photos"], runs["exercise_2_3-best"].results),
         **tell_depth(depth["mlp"]),
+        stall=tell_stall(depth["stall"]),
         **tell_trust(load_json("trust/trust.json")),
         **tell_speed(benchmarks),
     )
@@ -148,6 +149,16 @@ def tell_depth(study):
         "depths": study["settings"]["depths"],
         "width": study["settings"]["width"],
     }
+
+
+def tell_stall(study):
+    """tell(arm, key): that of the last epoch in results/depth/stall, over its seeds."""
+    cells = study["cells"] if study else []
+
+    def tell(arm, key):
+        return share([c["history"][-1][key] for c in cells if c["config"]["arm"] == arm], 3)
+
+    return tell
 
 
 def tell_imagenet(photos, run):

@@ -4,9 +4,11 @@ import os
 import signal
 from pathlib import Path
 
+import blank
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import exercise_1_1
@@ -14,6 +16,8 @@ import exercise_1_3
 
 DATA = Path(__file__).parents[1] / "data"
 
+torch.set_num_threads(1)  # two workers share the cores
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started here, too
 # in a job of the background Ctrl-C is ignored, and so it would be in every process started here
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -31,6 +35,12 @@ def pytest_collection_modifyitems(items):
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+@pytest.fixture(autouse=True)
+def _figures_are_drawn_where_a_test_looks_at_them(request, monkeypatch):
+    if "figures" not in request.keywords:
+        monkeypatch.setattr(Figure, "savefig", blank.savefig)
 
 
 @pytest.fixture

@@ -15,6 +15,9 @@ import time
 import traceback
 from pathlib import Path
 
+import blank
+from matplotlib.figure import Figure
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -85,6 +88,7 @@ def serve():
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     for name in ("exercise_1_1", "exercise_2_3", "sklearn.datasets", "torch._dynamo"):
         importlib.import_module(name)
+    Figure.savefig = blank.savefig
     tasks = Path("/proc/self/task")
     assert not tasks.is_dir() or len(list(tasks.iterdir())) == 1, "a fork would lose threads"
     for line in sys.stdin:
@@ -216,6 +220,32 @@ def limit_memory(megabytes):
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + megabytes * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def few(images, test_images):
+    """A hook: of every data set there are so many images to train on, and so many to test on."""
+    import torch
+
+    import dataset
+
+    def take(load):
+        def loaded(config):
+            splits, *about = load(config)
+            for name, (pixels, labels) in splits.items():
+                most = test_images if name == "test" else images
+                rows = torch.arange(0, len(labels), max(1, len(labels) // most))
+                splits[name] = pixels[rows], labels[rows]
+            return splits, *about
+
+        return loaded
+
+    dataset.LOADERS = {name: take(load) for name, load in dataset.LOADERS.items()}
+
+
+def without_wandb():
+    """A hook: whoever imports wandb is refused."""
+    assert "wandb" not in sys.modules
+    sys.modules["wandb"] = None
 
 
 def slow(module, function, marker, seconds):

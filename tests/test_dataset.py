@@ -6,8 +6,6 @@ import torch
 from conftest import DATA
 from PIL import Image
 from torch.nn import functional as F
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as tv
 
 import exercise_1_1
 import exercise_1_3
@@ -86,6 +84,9 @@ def smooth_images():
     [(15.0, 1.0, (0, 0)), (0.0, 1.25, (0, 0)), (0.0, 1.0, (3, -2)), (-20.0, 0.9, (0, 0))],
 )
 def test_the_warp_is_the_affine_transform_of_torchvision(degrees, scale, shift):
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as tv
+
     pixels = smooth_images()
     expected = tv.affine(
         pixels,
@@ -106,6 +107,8 @@ IDENTITY = torch.eye(2, 3).expand(4, 2, 3)
 
 
 def test_an_elastic_field_is_the_displacement_of_torchvision():
+    from torchvision.transforms.v2 import functional as tv
+
     pixels, fields = smooth_images(), torch.randn(4, 2, 5, 5) * 0.05
     moved = F.interpolate(fields, (36, 36), mode="bicubic", align_corners=True)
     expected = [tv.elastic_transform(image[None], field.permute(1, 2, 0)[None])

@@ -193,6 +193,7 @@ def test_a_cell_that_is_there_is_not_trained_again(tmp_path, capsys):
         assert read_cell(path, configs[4] | other) is None
 
 
+@pytest.mark.figures
 def test_redrawing_changes_no_byte(study):
     before = files_of(study)
     assert set(before) == {

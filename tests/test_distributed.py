@@ -101,22 +101,12 @@ def run_together(folder, runs, processes, monkeypatch):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """The runs of one launch of two processes, and of one that was told to stop before it."""
+    """The runs of one launch of two processes."""
     folder = tmp_path_factory.mktemp("together")
+    runs = [MLP | {"run_dir": "mlp"}, LONE | {"run_dir": "lone"}, CNN | {"run_dir": "cnn"}]
+    runs += [SEEDS | {"run_dir": "seeds"}, MAPS | {"run_dir": "maps"}]
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        agent = torchrun("exercise_1_3.py", *CNN_FLAGS)
-        wait_for_epoch(agent, 3)
-        pids = ranks_of(agent)
-        agent.send_signal(signal.SIGTERM)
-        stopped = finish(agent, 60)
-        (stopped_run,) = Path("runs/exercise_1_3").iterdir()
-        epoch = load_last(stopped_run)["epoch"]
-        resumed = CNN | {"resume": str(stopped_run)}
-        runs = [MLP | {"run_dir": "mlp"}, LONE | {"run_dir": "lone"}, CNN | {"run_dir": "cnn"}]
-        runs += [resumed, SEEDS | {"run_dir": "seeds"}, MAPS | {"run_dir": "maps"}]
-        launch = run_together(folder, runs, 2, patch)
-    return launch | {"stopped": stopped, "epoch": epoch, "run": folder / stopped_run, "pids": pids}
+        return run_together(folder, runs, 2, patch)
 
 
 def assert_equal_curves(folder, config):
@@ -177,7 +167,7 @@ def test_the_first_rank_prints_and_writes_and_the_second_its_share_of_seeds_and_
     places = {Path(path).relative_to(together["folder"]).parts[:2] for path in second["written"]}
     folders = {(parts[0], parts[1].strip(".").split(".")[0]) for parts in places}
     assert folders == {("seeds", "seed_1"), ("maps", "cam")}
-    assert together["logs"][0, "stdout"].count("run folder: ") == 7
+    assert together["logs"][0, "stdout"].count("run folder: ") == 6
     assert together["logs"][1, "stdout"] == together["logs"][1, "stderr"] == ""
 
 
@@ -210,17 +200,26 @@ def test_two_processes_judge_a_run_as_one_does(together):
     assert together["logs"][0, "stdout"].count(f"{alone}\n") == 1
 
 
+@pytest.mark.slow
 def test_a_signal_stops_both_ranks_at_once_and_the_run_goes_on_bit_for_bit(together):
-    _, complaint = together["stopped"]
+    agent = torchrun("exercise_1_3.py", *CNN_FLAGS, "--run_dir", "run")
+    wait_for_epoch(agent, 3, "run/metrics.csv")
+    pids = ranks_of(agent)
+    agent.send_signal(signal.SIGTERM)
+    _, complaint = finish(agent, 60)
     assert complaint.count("stopping at the next batch") == 1
     assert complaint.count("stopped; go on with: ") == 1
-    assert sorted(together["pids"]) == [0, 1]
-    assert not any(Path(f"/proc/{pid}").exists() for pid in together["pids"].values())
-    assert 3 <= together["epoch"] < CNN["epochs"]
+    assert sorted(pids) == [0, 1]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
+    assert 3 <= load_last("run")["epoch"] < CNN["epochs"]
+    resumed = torchrun("exercise_1_3.py", "--resume", "run")
+    complaint = finish(resumed)[1]
+    assert resumed.returncode == 0, complaint
     straight = load_last(together["folder"] / "cnn")
-    assert_same(comparable(load_last(together["run"])), comparable(straight))
+    assert_same(comparable(load_last("run")), comparable(straight))
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_run_and_torchrun_resumes_it_bit_for_bit(together):
     agent = torchrun("exercise_1_3.py", *CNN_FLAGS, options=["--max-restarts=1"])
     wait_for_epoch(agent, 3)
@@ -240,6 +239,7 @@ def test_a_rank_that_is_killed_ends_the_run_and_torchrun_resumes_it_bit_for_bit(
     assert_same(comparable(load_last(folder)), comparable(straight))
 
 
+@pytest.mark.slow
 def test_a_batch_size_that_the_processes_do_not_divide_is_refused_once():
     agent = torchrun("exercise_1_3.py", *CNN_FLAGS, "--batch_size", "63")
     out, complaint = finish(agent)

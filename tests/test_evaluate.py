@@ -1,13 +1,10 @@
 """`python evaluate.py`: what a finished run reached, again from its folder."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import DATA
 from sklearn.metrics import classification_report
 
 import exercise_1_1
@@ -65,17 +62,11 @@ def test_data_of_other_classes_are_refused_by_name(finished, picture_folder):
         load_judged(flags)
 
 
-def test_the_command_prints_the_table_and_a_mistake_one_line(finished):
+def test_the_command_prints_the_table_and_a_mistake_one_line(finished, forks):
     folder, results = finished
-
-    def command(*arguments):
-        script = [sys.executable, str(DATA.parent / "evaluate.py"), *arguments]
-        return subprocess.run(script, capture_output=True, text=True, check=False, timeout=60)
-
-    done = command(str(folder))
-    assert done.returncode == 0
-    assert f"accuracy {results['test']['accuracy']:.4f}" in done.stdout
-    wrong = command("nowhere")
-    assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr.startswith("error: no checkpoint at nowhere")
+    done, wrong = forks.start("evaluate.py", folder), forks.start("evaluate.py", "nowhere")
+    assert (done.wait(), wrong.wait()) == (0, 2)
+    assert f"accuracy {results['test']['accuracy']:.4f}" in done.out
+    assert wrong.out == ""
+    assert wrong.err.startswith("error: no checkpoint at nowhere")
     assert json.loads((folder / "results.json").read_text())["test"]["confusion"]

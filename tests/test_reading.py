@@ -9,10 +9,10 @@ from compare import read_run
 from dataset import load_datasets
 from evaluate import Flags, evaluate, load_judged
 
-FLAGS = "--dataset digits --model.layers 8 8 --epochs 10 --device cpu --wandb_mode disabled"
+FLAGS = "--dataset digits --model.layers 8 8 --epochs 8 --device cpu --wandb_mode disabled"
 
 
-@pytest.mark.timeout(300)  # seconds: it trains twice, ten on an idle machine
+@pytest.mark.timeout(300)  # seconds: it trains twice
 def test_a_run_that_trains_is_judged_explained_and_compared_and_ends_as_if_alone(forks, tmp_path):
     straight = forks.start("exercise_1_3.py", *FLAGS.split(), "--run_dir", tmp_path / "straight")
     assert straight.wait(100) == 0, straight.err
@@ -20,7 +20,7 @@ def test_a_run_that_trains_is_judged_explained_and_compared_and_ends_as_if_alone
     child = forks.start("exercise_1_3.py", *FLAGS.split(), "--run_dir", run)
     best, epochs, drawn = run / "checkpoints" / "best.pt", [], 0
     child.wait_for(best)
-    while not (run / "results.json").exists() and len(epochs) < 1000:
+    while not (run / "results.json").exists() and len(set(epochs)) < 4:
         result = evaluate(*load_judged(Flags(str(run))))
         assert 0 < result["accuracy"] <= 1
         model, config = load_model(best)

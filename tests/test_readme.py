@@ -1,13 +1,16 @@
 """README's commands: each is one that its program understands, on a run that is there."""
 
 import importlib
+import os
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tyro
 from conftest import DATA
+from PIL import Image
 
 from config import parse_config
 
@@ -68,3 +71,39 @@ def test_every_command_is_understood(command, place, monkeypatch):
     else:
         flags = importlib.import_module(module.removesuffix(".py")).Flags
         tyro.cli(flags, args=words)
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+@pytest.mark.timeout(600)
+def test_every_command_runs_on_few_images(forks, tmp_path):
+    """In the order of the page, in one folder; the trainings for one epoch."""
+    Path("data").symlink_to(DATA)
+    Path("results").symlink_to(DATA.parent / "results")
+    draw = np.random.default_rng(0)
+    pictures = [f"pictures/{split}/{name}/{n}.png" for split in ("train", "test")
+                for name in ("cat", "dog") for n in range(12)]  # fmt: skip
+    for path in map(Path, ["photo.jpg", "folder/photo.jpg", *pictures]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 255, (90, 120, 3), dtype=np.uint8)).save(path)
+    ran = 0
+    for command in COMMANDS[2:]:
+        program, *words = shlex.split(command.replace("<folder>", "'<folder>'"))
+        if not program.endswith("python") or words[0] == "-m":
+            continue  # tensorboard and the sweep have tests of their own, the studies, too
+        for exercise in Path("runs").glob("exercise_*") if "<folder>" in command else ():
+            best = max(exercise.glob("*/checkpoints/best.pt"), key=os.path.getmtime)
+            here = f"{exercise}/<folder>"
+            words = [word.replace(here, str(best.parents[1])) for word in words]
+        if words[-1].endswith("*"):
+            words[-1:] = map(str, Path(words[-1]).parent.iterdir())
+        if words[0].startswith("exercise") and "--help" not in words:
+            epochs = "2" if "--resume" in words else "1"
+            words += ["--wandb_mode", "disabled"]
+            words += [] if "--epochs" in words else ["--epochs", epochs]
+            words[words.index("--epochs") + 1] = epochs
+        seen = 4000 if "--cam.indices" in words else 40  # all, where single ones are asked for
+        child = forks.start(*words, hook=["forks", "few", 200, seen])
+        assert child.wait(300) == 0, f"{command}: {child.err}"
+        ran += 1
+    assert ran > 12

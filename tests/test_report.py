@@ -34,6 +34,7 @@ def test_no_number_of_a_result_is_typed_by_hand():
     assert typed == []
 
 
+@pytest.mark.figures
 def test_figures_are_those_of_the_results(tmp_path):
     draw_figures(load_experiments(), tmp_path)
     drawn = sorted(path.name for path in tmp_path.iterdir())

@@ -41,8 +41,8 @@ def test_ctrl_c_in_the_real_command_and_the_command_that_it_prints(forks, tmp_pa
     """The script in a Python of its own, from a folder whose name needs quotes."""
     script = str(DATA.parent / "exercise_1_1.py")
     folder = "Läufe & more/it's"
-    command = [sys.executable, script, *FLAGS, "--epochs", "40", "--run_dir", folder]
-    straight = forks.start("exercise_1_1.py", *FLAGS, "--epochs", 40, "--run_dir", "straight")
+    command = [sys.executable, script, *FLAGS, "--epochs", "12", "--run_dir", folder]
+    straight = forks.start("exercise_1_1.py", *FLAGS, "--epochs", 12, "--run_dir", "straight")
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
         for line in process.stdout:
             if line.startswith("epoch 2/"):
@@ -53,7 +53,7 @@ def test_ctrl_c_in_the_real_command_and_the_command_that_it_prints(forks, tmp_pa
     assert "Traceback" not in errors
     resumed = printed_command(errors)
     assert Path(resumed[0]).resolve() == Path(sys.executable).resolve()
-    assert 2 <= state_of(folder)["epoch"] < 40
+    assert 2 <= state_of(folder)["epoch"] < 12
     child = forks.start(
         Path(resumed[1]).name, *resumed[2:]
     )  # the rest of the command, word by word

@@ -9,7 +9,6 @@ import sys
 import pytest
 import yaml
 from conftest import DATA
-from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 import exercise_1_3
 from config import defaults, flatten, parse_config
@@ -28,6 +27,8 @@ def sweep(folder, python, *flags):
 
 def points_of_the_engine():
     """The flags of every run that W&B's agent would start, by its own code."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args  # takes two seconds
+
     definition = yaml.safe_load((SWEEPS / "exercise_1_3.yaml").read_text())
     assert definition["program"] == "exercise_1_3.py"
     names = list(definition["parameters"])
@@ -68,6 +69,7 @@ def test_the_loop_trains_what_is_missing_goes_on_with_what_stopped_and_leaves_th
     assert all(line.endswith("--seed 1") for line in lines[1:-1])
 
 
+@pytest.mark.slow
 def test_a_point_of_the_grid_trains(tmp_path):
     names = itertools.product(("0.0003", "0.001", "0.003"), ("0.1", "0.3"))
     for lr, dropout in list(names)[1:]:

@@ -122,14 +122,13 @@ def test_tensorboard_serves_every_point_of_a_killed_and_twice_resumed_run_once(d
         assert served_scalars(url) == expected_scalars(folder)
 
 
-def test_disabled_does_not_even_import_wandb(digits_config, tmp_path):
-    code = (
-        "import sys, exercise_1_1 as e; "
-        "e.main(e.config | {'dataset': 'digits', 'epochs': 1, 'wandb_mode': 'disabled'}); "
-        "assert 'wandb' not in sys.modules"
-    )
-    environment = {"PYTHONPATH": str(DATA.parent), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
+def test_disabled_does_not_even_import_wandb(forks):
+    flags = ["--dataset", "digits", "--epochs", 1, "--wandb_mode"]
+    disabled = forks.start("exercise_1_1.py", *flags, "disabled", hook=["forks", "without_wandb"])
+    assert disabled.wait() == 0, disabled.err
+    offline = forks.start("exercise_1_1.py", *flags, "offline", hook=["forks", "without_wandb"])
+    offline.wait()
+    assert "wandb" in offline.err  # so the hook hides it
 
 
 def test_results_json_has_the_promised_keys(digits_config):

@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import confusion_matrix
 from torch.nn import functional as F
 
+import compiled
 import training
 from checkpoint import load_checkpoint
 from config import complete_config
@@ -190,12 +191,25 @@ def test_a_changed_config_is_refused_by_name_but_more_epochs_are_not(digits_conf
     assert run(resumed | {"epochs": 2})[1]["epoch"] == 2
 
 
-@pytest.mark.parametrize("compile", ["off", "on"])
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """One folder of compiled steps for all tests that ask for the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "CACHE", tmp_path_factory.mktemp("compiled"))
+        yield
+
+
+SKIPS = {"kind": "skip_mlp", "layers": [64, 16, 8, 10], "dropout": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "compile"), [("adam", "off"), ("adamw", "off"), ("sgd", "off"), ("adamw", "on")]
+)
 def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(
-    digits_config, monkeypatch, optimizer, compile
+    digits_config, monkeypatch, compiled_once, optimizer, compile
 ):
     config = digits_config | {"optimizer": optimizer, "compile": compile, "epochs": 3}
+    config |= {"model": SKIPS, "weight_decay": 0.1}
     deal, reached = training.batches, []
 
     def poisoned(train_set, config, number, device):
@@ -226,9 +240,11 @@ def test_a_learning_rate_far_too_high_is_named(digits_config):
     assert all(weights.isfinite().all() for weights in state["model"].values())
 
 
-def test_the_compiled_step_is_the_plain_step_within_rounding(digits_config, tmp_path):
-    skip_mlp = {"kind": "skip_mlp", "layers": [64, 16, 8, 10], "dropout": 0.5}
-    config = digits_config | {"model": skip_mlp, "weight_decay": 0.1, "optimizer": "adamw"}
+@pytest.mark.parametrize("optimizer", [pytest.param("adam", marks=pytest.mark.slow), "adamw"])
+def test_the_compiled_step_is_the_plain_step_within_rounding(
+    digits_config, compiled_once, tmp_path, optimizer
+):
+    config = digits_config | {"model": SKIPS, "weight_decay": 0.1, "optimizer": optimizer}
     _, plain, *_ = run(config | {"compile": "off"})
     _, fast, *_ = run(config | {"compile": "on", "run_dir": str(tmp_path / "fast")})
     assert json.loads((tmp_path / "fast" / "config.json").read_text())["compile"] == "on"

@@ -175,6 +175,7 @@ train(build_model(config), train_set, val_set, config)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the service in /proc")
 def test_a_killed_service_of_wandb_costs_one_line_and_no_bit(digits_config, no_account, tmp_path):
     config = digits_config | {"epochs": 4}

@@ -10,7 +10,9 @@ import os
 import sys
 from pathlib import Path
 
+import blank
 import torch
+from matplotlib.figure import Figure
 
 import exercise_1_3
 import exercise_2_3
@@ -39,6 +41,7 @@ def poisoned(train_set, config, epoch, device):
         yield images, labels
 
 
+Figure.savefig = blank.savefig
 sys.addaudithook(note_writing)
 configs = json.loads(Path("runs.json").read_text())
 with joined(torch.device("cpu")):
