@@ -115,8 +115,11 @@ def log_to_tensorboard(folder, results, pictures):
 def log_to_wandb(folder, results, training, rows, pictures):
     config = results["config"]
     sink = training.wandb
-    if sink is None:  # of seeds that were stacked, whose runs are closed
-        training.wandb = sink = WandbSink(folder, config, last_id(folder))
+    if sink is None:  # of seeds that were stacked
+        begun = last_id(folder)
+        training.wandb = sink = WandbSink(folder, config, begun)
+        for row in [] if begun else training.history:
+            sink.log(row)
     has_map = hasattr(training.model, "features")
     draw_maps = (lambda: overlays(training, rows)) if has_map and rows else list
     sink.log_end(final_numbers(results), results, training.val_set, rows, draw_maps, pictures)

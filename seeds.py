@@ -24,6 +24,7 @@ from dataset import derive_seed, draw_epoch, load_datasets, prepare
 from evaluate import evaluate
 from interruption import Stopped, stop_requests
 from models import MLP, SkipMLP, build_model
+from norms import Norms
 from optimisation import Schedule, make_optimizer
 from progress import Progress
 from steps import check_finite, not_finite, threads_restored, train_epoch
@@ -85,8 +86,8 @@ def train_seeds(configs, workers=0):
 
     Leaves in every run folder what `train` leaves there, so that a run that resumes it finds its
     work done. Order, initial weights and augmentation are those of the single run of that seed;
-    dropout draws others. Computes in float32 on every device. TensorBoard and W&B are written at
-    the end; until then the checkpoints hold the history.
+    dropout draws others. Computes in float32 on every device. TensorBoard is written at the end,
+    and W&B by the single runs that follow; until then the checkpoints hold the history.
 
     On a CPU the seeds are dealt to `workers` processes of one thread and one stack each; 0 takes
     one a core, where the run is long enough to pay for starting them.
@@ -143,6 +144,12 @@ def train_stack(configs, shows=True):
     step = make_step(plain, stack, optimizer, images, labels, schedule.total, config)
     configs = [c | {"compile": config["compile"]} for c in configs]
     histories, means = [[] for _ in configs], []
+    first, steps = slice(config["batch_size"]), schedule.total // config["epochs"]
+    norms = [
+        Norms(model, t.normalise(t.images[first]), t.labels[first], steps)
+        for model, t in zip(models, train_sets, strict=True)
+    ]
+    lengths = [{} for _ in configs]  # of weights and gradients: epoch -> what TensorBoard shows
 
     def state_of(position):
         models[position].load_state_dict(stack.weights_of(position))
@@ -167,7 +174,7 @@ def train_stack(configs, shows=True):
 
             held.enter_context(only_writer(open_run(c, fill)))
         writers = [CheckpointWriter(c["run_dir"], c) for c in configs]
-        progress = Progress(config["epochs"], schedule.total // config["epochs"], means, shows)
+        progress = Progress(config["epochs"], steps, means, shows)
         held.callback(progress.close)
         for epoch in range(1, config["epochs"] + 1):
             if (parent := multiprocessing.parent_process()) and not parent.is_alive():
@@ -184,12 +191,14 @@ def train_stack(configs, shows=True):
                 val = evaluate(models[position], val_sets[position])
                 own |= {"val/loss": val["loss"], "val/accuracy": val["accuracy"]}
                 history.append({"epoch": epoch} | own)
+                lengths[position][epoch] = norms[position](epoch)
                 writers[position].save(state)
             last = [history[-1] for history in histories]
             means.append({key: fmean(r[key] for r in last) for key in last[0]} | {"epoch": epoch})
             progress.report(means)
-        for c, history in zip(configs, histories, strict=True):
-            tracker = Tracker(Path(c["run_dir"]), c, [])
+        for c, history, own in zip(configs, histories, lengths, strict=True):
+            folder = Path(c["run_dir"])
+            tracker = Tracker(folder, c, [], norms=own.__getitem__, wandb=False)
             for row in history:
                 tracker.log({k: v for k, v in row.items() if k != "epoch"}, row["epoch"])
             tracker.close()

@@ -175,11 +175,11 @@ class Tracker:
     `history` holds the rows of the epochs that a resumed run keeps; later ones are dropped from
     every sink, so that no point is there twice. What cannot be written, on a full disk say, is
     tried again after the next epoch: none of this ends a run, whose history is in the checkpoint.
-    `norms(epoch)` are more scalars, for TensorBoard and W&B alone. Of several processes rank 0
-    alone writes.
+    `norms(epoch)` are more scalars, for TensorBoard and W&B alone. Without `wandb` W&B is left to
+    the end of the run. Of several processes rank 0 alone writes.
     """
 
-    def __init__(self, folder, config, history, wandb_id=None, norms=lambda epoch: {}):
+    def __init__(self, folder, config, history, wandb_id=None, norms=lambda epoch: {}, wandb=True):
         self.folder, self.rows, self.events = folder, list(history), None
         self.wandb_id, self.config, self.norms = None, config, norms
         if rank() > 0:
@@ -187,7 +187,7 @@ class Tracker:
         written = any((folder / "tensorboard").glob("events*"))
         self.purge_step = len(history) + 1 if written else 1
         self.unwritten = [] if written else list(history)  # what TensorBoard does not have yet
-        self.wandb = WandbSink(folder, config, wandb_id)
+        self.wandb = WandbSink(folder, config if wandb else {"wandb_mode": "disabled"}, wandb_id)
         for row in [] if wandb_id else history:
             self.wandb.log(row)
         self.wandb_id = self.wandb.id

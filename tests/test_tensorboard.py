@@ -96,6 +96,11 @@ def test_every_seed_is_a_row_with_its_pictures(digits_config):
         content = events.SummaryMetadata(hparams.SESSION_START_INFO_TAG).plugin_data.content
         start = hparams.parse_session_start_info_plugin_data(content)
         assert start.hparams["seed"].number_value == seed
+    exercise_1_1.main(digits_config | {"seed": 1, "run_dir": "alone"})
+    alone = read(Path("alone"))
+    for name in ("weight_norm/layers.2", "gradient_norm/layers.2"):
+        (own,), (expected,) = (found.Scalars(name) for found in (events, alone))
+        assert own.value == pytest.approx(expected.value, rel=1e-5)
 
 
 def test_a_gradient_norm_is_that_of_a_backward_pass_and_leaves_no_trace(everything_config):

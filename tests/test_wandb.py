@@ -198,6 +198,17 @@ def offline_files(folder):
     return files
 
 
+def test_seeds_trained_at_once_are_one_offline_run_each(digits_config, no_account):
+    config = digits_config | {"seeds": [0, 1], "epochs": 2, "wandb_mode": "offline"}
+    exercise_1_1.main(config)
+    wandb.teardown()
+    for seed in (0, 1):
+        (file,) = Path(config["run_dir"]).glob(f"seed_{seed}/wandb/offline-run-*/*.wandb")
+        rows = [row for row in wandb_history(file) if "train/loss" in row]
+        assert [row["epoch"] for row in rows] == [1, 2]
+        assert "predictions/path" in wandb_history(file)[-1]
+
+
 def test_pictures_predictions_and_the_best_values_reach_an_offline_run(digits_config, no_account):
     model = exercise_1_3.config["model"] | {"layers": [8]}
     config = exercise_1_3.config | digits_config | {"model": model, "wandb_mode": "offline"}
