@@ -179,6 +179,7 @@ def _check_resumable(folder, seeds):
 
 def memory_bytes():
     """The memory of this machine in bytes; infinite where the system does not say."""
-    if not hasattr(os, "sysconf"):
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError):  # Windows has no sysconf, and some systems not all names
         return math.inf
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

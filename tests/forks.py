@@ -222,6 +222,37 @@ def limit_memory(megabytes):
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
+def as_on_windows():
+    """A hook: what Python lacks there is missing, the console has the code page of a DOS box, and
+    what is open, or holds what is open, is neither renamed nor removed."""
+    import multiprocessing
+
+    me = Path("/proc/self")
+    for module in ("fcntl", "resource", "pwd", "grp", "termios", "pty", "readline"):
+        sys.modules[module] = None
+    for name in ("fork", "sysconf", "getuid", "geteuid", "uname", "sched_getaffinity"):
+        delattr(os, name)
+    for name in ("SIGKILL", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGCHLD"):
+        delattr(signal, name)
+    multiprocessing.set_start_method("spawn", force=True)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="cp437", errors="strict")
+
+    def holding(function):
+        def checked(*paths, **options):
+            opened = [os.path.realpath(descriptor) for descriptor in me.joinpath("fd").iterdir()]
+            opened += [line.split()[-1] for line in me.joinpath("maps").read_text().splitlines()]
+            for path in map(os.path.realpath, paths):
+                if any(name == path or name.startswith(path + os.sep) for name in opened):
+                    raise PermissionError(13, "it is being used by another process", path)
+            return function(*paths, **options)
+
+        return checked
+
+    for name in ("rename", "replace", "unlink", "remove"):
+        setattr(os, name, holding(getattr(os, name)))
+
+
 def few(images, test_images):
     """A hook: of every data set there are so many images to train on, and so many to test on."""
     import torch
