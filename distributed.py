@@ -49,7 +49,7 @@ def joined(device):
     connect(device)
     with contextlib.ExitStack() as held:
         if rank() > 0:
-            nowhere = held.enter_context(open(os.devnull, "w"))  # noqa: PTH123
+            nowhere = held.enter_context(open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123
             held.enter_context(contextlib.redirect_stdout(nowhere))
             held.enter_context(contextlib.redirect_stderr(nowhere))
         yield

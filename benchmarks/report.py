@@ -21,7 +21,8 @@ def machine_name():
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        lines = info.read_text(encoding="utf-8").splitlines()
+        names = [line for line in lines if line.startswith("model name")]
         model = names[0].split(":")[1].strip() if names else model
     word = "".join(c if c.isalnum() else "-" for c in model.lower()).strip("-")
     return f"{word}-{os.cpu_count()}-cores"

@@ -225,8 +225,6 @@ def limit_memory(megabytes):
 def as_on_windows():
     """A hook: what Python lacks there is missing, the console has the code page of a DOS box, and
     what is open, or holds what is open, is neither renamed nor removed."""
-    import multiprocessing
-
     me = Path("/proc/self")
     for module in ("fcntl", "resource", "pwd", "grp", "termios", "pty", "readline"):
         sys.modules[module] = None
@@ -234,7 +232,6 @@ def as_on_windows():
         delattr(os, name)
     for name in ("SIGKILL", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGCHLD"):
         delattr(signal, name)
-    multiprocessing.set_start_method("spawn", force=True)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="cp437", errors="strict")
 
