@@ -1,13 +1,12 @@
 """Several runs side by side: one table, and their curves in one figure."""
 
-import csv
 import json
 import shutil
 import textwrap
 from pathlib import Path
 
 from config import RESUMABLE, flatten
-from plots import draw_compared
+from plots import draw_compared, read_metrics
 
 BUT_SHOWN = {"epochs", "preset"}  # may differ between runs that go on, and say much all the same
 
@@ -22,29 +21,29 @@ def compare(paths):
     runs = [read_run(path) for path in paths]
     print(compared(runs, shutil.get_terminal_size().columns))
     figure = paths[0].parent / "compared.png"
-    named = [(run["name"], run["rows"]) for run in runs if run["rows"]]
+    named = [(run["name"], run["curves"]) for run in runs if run["curves"]]
     if named:
         draw_compared(named, figure)
         print(f"\ncurves: {figure}")
 
 
 def read_run(folder):
-    """{"name", "config", "rows", "results"} of a run folder, "rows" those of metrics.csv."""
+    """{"name", "config", "rows", "results", "curves"} of a run folder: "rows" are those of its
+    metrics.csv, "curves" a list of them, one a seed."""
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder} is no run (config.json is missing): name folders like runs/exercise_1_1/*"
         )
-    read = {"name": folder.name, "rows": [], "results": {}}
+    read = {"name": folder.name, "results": {}}
+    parts = [folder, *sorted(folder.glob("seed_*"))]
     try:
         read["config"] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if (folder / "metrics.csv").is_file():
-            with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
-                read["rows"] = list(csv.DictReader(file))
+        tables = {part: read_metrics(part) for part in parts if (part / "metrics.csv").is_file()}
         if (folder / "results.json").is_file():
             read["results"] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{folder} holds a damaged file ({error})") from None
-    return read
+    return read | {"rows": tables.get(folder, []), "curves": [t for t in tables.values() if t]}
 
 
 def compared(runs, width=80):
@@ -95,8 +94,8 @@ def reached(run):
         seconds = f"{results['seconds']:.0f}"
         return f"{val['accuracy']:.4f}", str(val["best_epoch"]), f"{test['accuracy']:.4f}", seconds
     if rows:
-        best = max(rows, key=lambda row: float(row["val/accuracy"]))
-        return f"{float(best['val/accuracy']):.4f}", best["epoch"], "-", "-"
+        best = max(rows, key=lambda row: row["val/accuracy"])
+        return f"{best['val/accuracy']:.4f}", f"{best['epoch']:.0f}", "-", "-"
     return "-", "-", "-", "-"
 
 

@@ -3,6 +3,7 @@
 import csv
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib
 import torch
@@ -58,31 +59,39 @@ def draw_seeds(run_dir, folders):
     """run_dir/plots/curves.png of several seeds, whose run folders are `folders`: their mean, and a
     band from the lowest to the highest."""
     runs = [read_metrics(folder) for folder in folders]
-    epochs = range(1, min(map(len, runs)) + 1)
     figure, axes = curve_axes()
     for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
         for split, colour, style in SPLITS:
-            values = [[row[f"{split}/{metric}"] for row in run[: len(epochs)]] for run in runs]
-            columns = list(zip(*values, strict=True))
-            mean = [sum(column) / len(column) for column in columns]
-            low, high = [min(c) for c in columns], [max(c) for c in columns]
-            axis.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+            epochs, mean, *band = spread(runs, f"{split}/{metric}")
+            axis.fill_between(epochs, *band, color=colour, alpha=0.2, linewidth=0)
             axis.plot(epochs, mean, style, color=colour, label=NAMES[split], **markers(epochs))
         axis.legend(frameon=False)
     figure.suptitle(f"mean of {len(runs)} seeds; band: lowest to highest", size=10)
     save_figure(figure, Path(run_dir) / "plots" / "curves.png")
 
 
+def spread(runs, key):
+    """(epochs, mean, lowest, highest) of `key` in several runs, each its rows of metrics.csv, as
+    far as all of them have come."""
+    columns = list(zip(*([row[key] for row in rows] for rows in runs), strict=False))
+    epochs = [row["epoch"] for row in runs[0]][: len(columns)]
+    return epochs, list(map(fmean, columns)), list(map(min, columns)), list(map(max, columns))
+
+
 def draw_compared(runs, path):
-    """One figure of several runs [(name, rows of metrics.csv)]: their validation curves."""
+    """One figure of several runs [(name, its seeds, each its rows of metrics.csv)]: validation
+    curves, of several seeds the mean in a band from the lowest to the highest."""
     figure, axes = curve_axes(height=3.6 + 0.18 * len(runs))
-    for number, (name, rows) in enumerate(runs):
-        rows = [{key: float(value) for key, value in row.items()} for row in rows]
-        look = {"color": COLOURS[number % 7], "marker": MARKERS[number % 9], "markersize": 4}
-        look |= {"linestyle": STYLES[number % 4], "markevery": max(1, len(rows) // 8)}
+    for number, (name, seeds) in enumerate(runs):
+        label = name if len(seeds) == 1 else f"{name}, {len(seeds)} seeds"
+        colour = COLOURS[number % 7]
+        look = {"color": colour, "marker": MARKERS[number % 9], "markersize": 4}
+        look |= {"linestyle": STYLES[number % 4], "markevery": max(1, len(seeds[0]) // 8)}
         for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
-            epochs = [row["epoch"] for row in rows]
-            axis.plot(epochs, [row[f"val/{metric}"] for row in rows], label=name, **look)
+            epochs, mean, *band = spread(seeds, f"val/{metric}")
+            if len(seeds) > 1:
+                axis.fill_between(epochs, *band, color=colour, alpha=0.2, linewidth=0)
+            axis.plot(epochs, mean, label=label, **look)
     for axis in axes:
         axis.set_ylabel(f"validation {axis.get_ylabel()}")
     lines, names = axes[0].get_legend_handles_labels()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import plots
 from compare import compare, compared, read_run
 
 
@@ -43,6 +44,24 @@ def test_runs_are_rows_with_the_keys_that_differ_and_what_they_have(capsys):
         assert lines[-1] == "curves: runs/compared.png"
     assert Path("runs/compared.png").is_file()
     assert Path("runs/compared.svg").is_file()
+
+
+def test_of_several_seeds_the_mean_is_drawn_in_its_band(monkeypatch):
+    make_run("seeds", seeds=[0, 1])
+    make_run("seeds/seed_0", 3)
+    make_run("seeds/seed_1", 2, seed=1)  # still training
+    table = Path("runs/seeds/seed_1/metrics.csv")
+    table.write_text(table.read_text().replace("0.5,1.1", "0.5,2.1"))
+    drawn = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
+    compare([Path("runs/seeds"), make_run("single", 3)])
+    loss = drawn[0].axes[0]
+    seeds, single = loss.lines
+    assert seeds.get_xydata().tolist() == [[1, 1.6], [2, 1.6]]
+    assert single.get_xydata().tolist() == [[1, 1.1], [2, 1.1], [3, 1.1]]
+    (band,) = loss.collections
+    assert set(band.get_paths()[0].vertices[:, 1]) == {1.1, 2.1}
+    assert [text.get_text() for text in drawn[0].legends[0].texts] == ["seeds, 2 seeds", "single"]
 
 
 def test_what_is_too_wide_for_the_terminal_is_wrapped():
