@@ -6,7 +6,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"  # Okabe and Ito: colour-blind safe
+BLUE, ORANGE, GREEN, VIOLET = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+)  # Okabe and Ito: colour-blind safe
 
 
 def draw_figures(experiments, folder):
@@ -22,7 +27,7 @@ def drawable(name, experiments):
     return all(key in experiments for key in FIGURES[name][1])
 
 
-def draw_mlp(plain, skip, best):
+def draw_mlp(plain, skip, best, wide):
     figure, (losses, accuracies, tests) = plt.subplots(
         1, 3, figsize=(11, 3.4), layout="constrained", width_ratios=(3, 3, 2)
     )
@@ -36,14 +41,15 @@ def draw_mlp(plain, skip, best):
         (plain, BLUE, "o", "MLP"),
         (skip, ORANGE, "s", "SkipMLP"),
         (best, GREEN, "^", "MLP,\nbest"),
+        (wide, VIOLET, "D", "MLP,\nwide"),
     ]
     for position, (experiment, colour, marker, _) in enumerate(rows):
         values = experiment.values("test", "accuracy")
         spots = position + np.linspace(-0.15, 0.15, len(values))
         tests.plot(spots, values, marker, color=colour, markersize=5, alpha=0.8)
         tests.hlines(np.mean(values), position - 0.3, position + 0.3, color=colour)
-    tests.set_xticks(range(3), [name for *_, name in rows])
-    tests.set(ylabel="test accuracy, a seed each; line: mean", xlim=(-0.5, 2.5))
+    tests.set_xticks(range(4), [name for *_, name in rows])
+    tests.set(ylabel="test accuracy, a seed each; line: mean", xlim=(-0.5, 3.5))
     return finish(figure, (losses, accuracies), tests)
 
 
@@ -103,7 +109,10 @@ def save(figure, path):
 
 
 FIGURES = {  # of every figure: what draws it, and from which results
-    "mlp": (draw_mlp, ["exercise_1_1-default", "exercise_1_2-default", "exercise_1_1-best"]),
+    "mlp": (
+        draw_mlp,
+        [f"exercise_{run}" for run in ("1_1-default", "1_2-default", "1_1-best", "1_1-wide")],
+    ),
     "cnn": (draw_cnn, ["exercise_1_3-default", "exercise_1_3-best"]),
     "imagenette": (draw_imagenette, ["exercise_2_3-best"]),
 }
