@@ -1,5 +1,6 @@
 """Every way to hold it wrong ends in one line that names the thing, and leaves nothing behind."""
 
+import json
 import subprocess
 import sys
 import urllib.error
@@ -51,6 +52,7 @@ WRONG = [
     (exercise_1_1, "--crop 0", "crop", "0"),
     (exercise_1_1, "--shift -1", "shift", "-1"),
     (exercise_1_1, "--cutout -1", "cutout", "-1"),
+    (exercise_1_1, "--elastic -1", "elastic", "-1"),
     (exercise_1_1, "--seed -1", "seed", "-1"),
     (exercise_1_1, "--seeds 1 1", "seeds", "differ"),
     (exercise_1_1, "--seeds 1 -2", "seeds", "-2"),
@@ -214,6 +216,26 @@ def test_layers_that_a_preset_gives_as_dicts_stay_and_give_way_to_a_flag():
 
     assert parse("--lr", "0.1")["model"]["layers"] == layers
     assert parse("--model.layers", "4", "8")["model"]["layers"] == [4, 8]
+
+
+def test_a_network_of_another_kind_has_its_own_settings_alone(tmp_path, capsys):
+    presets = {"small": {"model": {"kind": "cnn", "layers": [4]}}}
+
+    def model_of(*flags, exercise=exercise_2_3):
+        return parse_config(exercise.config, presets, flags)["model"]
+
+    by_flag = model_of("--model.kind", "resnet18", "--model.pretrained")
+    assert by_flag == {"kind": "resnet18", "pretrained": True}
+    left_out = "without dropout, layers, min_map, residual"
+    assert capsys.readouterr().out == f"model.kind resnet18: {left_out}\n"
+    plain = model_of("--model.kind", "mlp", "--model.layers", "784", "10", exercise=exercise_1_2)
+    assert plain == {"kind": "mlp", "layers": [784, 10]}
+    assert model_of("--preset", "small", exercise=exercise_1_1) == presets["small"]["model"]
+    written = exercise_2_3.config | {"model": by_flag}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.pt").touch()
+    assert model_of("--resume", str(tmp_path)) == by_flag
 
 
 def test_a_preset_called_like_a_data_set_comes_with_it_and_is_announced(capsys):

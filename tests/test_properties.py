@@ -98,8 +98,8 @@ ODD = {
 }
 PLAIN = {
     "lr", "momentum", "weight_decay", "warmup_epochs", "label_smoothing", "shift", "rotate", "zoom",
-    "crop", "flip", "cutout", "val_fraction", "checkpoint_every", "seed", "preset", "resize",
-    "on_bad_image", "cam.per_class", "model.dropout", "model.kernel_size", "model.stride",
+    "elastic", "crop", "flip", "cutout", "val_fraction", "checkpoint_every", "seed", "preset",
+    "resize", "on_bad_image", "cam.per_class", "model.dropout", "model.kernel_size", "model.stride",
     "model.padding", "model.residual", "model.min_map", "model.num_classes",
     "model.image_size",
 }  # fmt: skip

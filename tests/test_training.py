@@ -253,9 +253,9 @@ def test_the_compiled_step_is_the_plain_step_within_rounding(
     assert not all(torch.equal(w, fast["model"][n]) for n, w in plain["model"].items())
 
 
-@pytest.mark.parametrize(("kind", "lowered"), [("resnet18", 0), ("mlp", 1)])
+@pytest.mark.parametrize(("kind", "lowered"), [("cnn", 0), ("mlp", 1)])
 def test_only_the_small_networks_give_up_a_thread(digits_config, monkeypatch, kind, lowered):
-    model = {"resnet18": {"kind": "resnet18"}, "mlp": digits_config["model"]}[kind]
+    model = {"cnn": {"kind": "cnn", "layers": [4]}, "mlp": digits_config["model"]}[kind]
     config = digits_config | {"model": model}
     train_set, val_set, _ = load_datasets(config)
     few = (train_set.subset(slice(64)), val_set.subset(slice(32)))
