@@ -29,7 +29,7 @@ def drawable(name, experiments):
 
 def draw_mlp(plain, skip, best, wide):
     figure, (losses, accuracies, tests) = plt.subplots(
-        1, 3, figsize=(11, 3.4), layout="constrained", width_ratios=(3, 3, 2)
+        1, 3, figsize=(11, 3.4), layout="constrained", width_ratios=(3, 3, 2.4)
     )
     for experiment, colour, name in ((plain, BLUE, "MLP (1.1)"), (skip, ORANGE, "SkipMLP (1.2)")):
         band(losses, experiment, "train/loss", colour, "-", f"{name}, training")
