@@ -94,6 +94,7 @@ def render():
         depth=depth,
         imagenet=tell_imagenet(benchmarks["scale"]["photos"], runs["exercise_2_3-best"].results),
         **tell_depth(depth["mlp"]),
+        cnn=tell_depth(depth["cnn"]),
         stall=tell_stall(depth["stall"]),
         **tell_trust(load_json("trust/trust.json")),
         **tell_speed(benchmarks),
@@ -136,7 +137,7 @@ def tell_trust(trust):
 
 
 def tell_depth(study):
-    """What the text says of results/depth/mlp: accuracies by arm and number of linear layers."""
+    """What the text says of a study of depth: accuracies by arm and number of layers."""
     if study is None:
         return {}
     reached = {}
