@@ -22,6 +22,13 @@ STYLES = {  # colour (Okabe and Ito), line and marker: apart in grey, too
 ACCURACIES = [0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99]
 
 
+class PlainFormatter(LogFormatter):
+    """0.9, not 9e-01."""
+
+    def __call__(self, value, position=None):
+        return f"{value:g}" if super().__call__(value, position) else ""
+
+
 def draw_figures(results, folder):
     """depth and gradients-<depth>, or curves for the stall, as .png and .svg in `folder`."""
     with plt.rc_context({"svg.hashsalt": "depth", "svg.fonttype": "path"}):
@@ -86,7 +93,7 @@ def draw_depth(results):
     axes[1, 0].set_ylabel("training loss, nats per image")
     scale_logs(axes[1])
     axes[1, 0].yaxis.set_major_formatter("{x:g}")
-    axes[1, 0].yaxis.set_minor_formatter(LogFormatter())
+    axes[1, 0].yaxis.set_minor_formatter(PlainFormatter())
     axes[0, 0].set_xscale("log", base=2)
     axes[0, 0].set_xticks(depths, [str(depth) for depth in depths])
     axes[0, 0].xaxis.set_minor_locator(NullLocator())
