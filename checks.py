@@ -31,6 +31,11 @@ def check_config(config):
     kind = config["model"]["kind"]
     if "cam" in config and kind not in ("cnn", "resnet18"):
         raise ValueError(f"model.kind {kind!r} leaves no maps to draw: --model.kind cnn")
+    if config["optimizer"] == "muon" and kind not in ("cnn", "resnet18"):
+        raise ValueError(
+            f"optimizer 'muon' steps the kernels of convolutions, which model.kind {kind!r} does "
+            f"not have: --optimizer adamw"
+        )
     _check_shares(config["batch_size"])
     _check_fixed_sizes(config)
     _check_device(config["device"])

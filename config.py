@@ -31,8 +31,8 @@ defaults = {
     "flip": False,  # left-right, every second image; not for digits
     "cutout": 0,  # a square of so many pixels is greyed out
     # optimisation
-    "optimizer": "adam",  # or "adamw", "sgd" (Nesterov)
-    "momentum": 0.9,  # sgd alone reads it
+    "optimizer": "adam",  # or "adamw", "sgd" (Nesterov), "muon" (of convolutions)
+    "momentum": 0.9,  # sgd and muon alone read it
     "weight_decay": 0.0,
     "schedule": "constant",  # or "cosine", "one_cycle": the learning rate over the whole run
     "warmup_epochs": 0.0,  # epochs in which the learning rate climbs from 0 to lr

@@ -31,6 +31,7 @@ config = defaults | {
         "padding": 1,
         "dropout": 0.3,
         "residual": False,
+        "whiten": False,  # a fixed first layer that makes the values of 2x2 patches uncorrelated
     },
     # optimisation
     "optimizer": "adam",

@@ -119,9 +119,11 @@ class CNN(nn.Module):
 
     `layers` has one entry a layer: an int (its channels), or a dict with "channels" that overrides
     kernel_size, stride, padding, dropout or pool (2 by default, 1 for none) for that layer alone.
-    A layer pools only while its map keeps `min_map` cells a side. The head is global average
-    pooling and one Linear, so that every CNN can be explained by class activation maps (Zhou et
-    al. 2016): `features` is what enters the average, (N, C', h, w), and `classifier` weighs it.
+    A layer pools only while its map keeps `min_map` cells a side. With `whiten` a layer of 2x2
+    kernels comes before them, which `whiten` sets and training leaves alone. The head is global
+    average pooling and one Linear, so that every CNN can be explained by class activation maps
+    (Zhou et al. 2016): `features` is what enters the average, (N, C', h, w), and `classifier`
+    weighs it.
 
     Raises ValueError for an unknown key of a layer, and where a layer would leave no cell.
     """
@@ -137,9 +139,14 @@ class CNN(nn.Module):
         padding: int = 1,
         dropout: float = 0.0,
         residual: bool = False,
+        whiten: bool = False,
         min_map: int = 1,
     ):
         super().__init__()
+        self.whitens = whiten
+        if whiten:
+            patches = {"channels": 8 * in_channels, "kernel_size": 2, "padding": 0, "pool": 1}
+            layers = [patches | {"stride": 1, "dropout": 0.0}, *layers]
         defaults = {
             "kernel_size": kernel_size,
             "stride": stride,
@@ -148,7 +155,7 @@ class CNN(nn.Module):
             "pool": 2,
         }
         blocks, side = [], image_size
-        for number, layer in enumerate(layers, start=1):
+        for number, layer in enumerate(layers, start=0 if whiten else 1):
             settings = defaults | (layer if isinstance(layer, dict) else {"channels": layer})
             if unknown := settings.keys() - defaults.keys() - {"channels"}:
                 raise ValueError(f"layer {number} of the CNN: unknown {sorted(unknown)}")
@@ -163,9 +170,10 @@ class CNN(nn.Module):
                 side //= settings["pool"]
             else:
                 settings["pool"] = 1
-            blocks.append(ConvLayer(in_channels, residual=residual, **settings))
+            blocks.append(ConvLayer(in_channels, residual=residual and number > 0, **settings))
             in_channels = settings["channels"]
         self.layers = nn.Sequential(*blocks)
+        self.layers[0].conv.weight.requires_grad_(not whiten)
         self.classifier = nn.Linear(in_channels, num_classes)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
@@ -242,6 +250,21 @@ def build_model(config: dict) -> nn.Module:
                 f"model.layers {config['model']['layers']}: a network of this size does not fit in "
                 f"the memory ({first_line(error)}): lower --model.layers"
             ) from None
+
+
+@torch.no_grad()
+def whiten(model, images):
+    """Set the first kernels of a CNN with `whiten` from normalised training images (N, C, H, W).
+
+    They turn the 4 C values of a 2x2 patch into as many uncorrelated ones of deviation 1, each with
+    its negative, since ReLU keeps one side: the eigenvectors of the patches' covariance over the
+    roots of its eigenvalues (Page 2019; Jordan 2024). Noise that hardly varies is not blown up.
+    """
+    patches = images.unfold(2, 2, 1).unfold(3, 2, 1)  # (N, C, H-1, W-1, 2, 2)
+    patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+    variances, vectors = torch.linalg.eigh(torch.cov(patches.flatten(1).T))
+    kernels = (vectors / (variances + 5e-4).sqrt()).T.view(-1, *patches.shape[1:])
+    model.layers[0].conv.weight.copy_(torch.cat([kernels, -kernels]))
 
 
 def fold_norms(model):

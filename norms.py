@@ -23,7 +23,7 @@ class Norms:
         self.layers = {
             name: own
             for name, module in model.named_modules()
-            if (own := list(module.parameters(recurse=False)))
+            if (own := [p for p in module.parameters(recurse=False) if p.requires_grad])
         }
 
     def __call__(self, epoch):

@@ -6,15 +6,71 @@ import torch
 
 
 def make_optimizer(model, config):
-    """Adam (Kingma, Ba 2015), AdamW (Loshchilov, Hutter 2019) or SGD with Nesterov momentum."""
+    """Adam (Kingma, Ba 2015), AdamW (Loshchilov, Hutter 2019), SGD with Nesterov momentum, or Muon.
+
+    Weights that do not require a gradient are left alone.
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
     settings = {"lr": config["lr"], "weight_decay": config["weight_decay"], "fused": True}
-    if config["optimizer"] == "sgd":
+    if config["optimizer"] in ("sgd", "muon"):
         nesterov = config["momentum"] > 0
         settings |= {"momentum": config["momentum"], "nesterov": nesterov}
-    elif next(model.parameters()).is_cuda:
+    elif weights[0].is_cuda:
         settings["capturable"] = True  # its step count lies on the GPU, where a graph can add to it
-    optimizers = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    return optimizers[config["optimizer"]](model.parameters(), **settings)
+    optimizers = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "sgd": torch.optim.SGD,
+        "muon": Muon,
+    }
+    return optimizers[config["optimizer"]](weights, **settings)
+
+
+class Muon(torch.optim.SGD):
+    """Muon for the kernels of convolutions, SGD with momentum for all other weights.
+
+    Jordan et al. 2024. The step of a kernel (channels, in_channels, height, width), as a matrix
+    of one row a channel, is its momentum with all singular values brought near 1, so that no
+    direction is left out because its gradients are small. A step is `lr` times as long as the
+    kernel, whose own length stays what it was at the start: the BatchNorm behind it takes any
+    other length back. No weight decay reaches a kernel.
+    """
+
+    @torch.no_grad()
+    def step(self):
+        skipped = self.found_inf > 0
+        for group in self.param_groups:
+            for kernel in group["params"]:
+                if kernel.ndim == 4:
+                    self.move(kernel, group["lr"], group["momentum"], skipped)
+                    kernel.grad = None  # SGD passes it by
+        super().step()
+
+    def move(self, kernel, lr, momentum, skipped):
+        state = self.state[kernel]
+        if not state:
+            state["momentum"] = torch.zeros_like(kernel)
+            state["length"] = kernel.norm()
+        gradient = kernel.grad.where(~skipped, 0.0)
+        state["momentum"].mul_(momentum).add_(gradient)
+        ahead = gradient + momentum * state["momentum"]  # Nesterov's look ahead
+        step = orthogonalise(ahead.flatten(1)).view_as(kernel)
+        moved = kernel - lr * state["length"] * step / (step.norm() + 1e-12)
+        kernel.copy_((moved * (state["length"] / moved.norm())).where(~skipped, kernel))
+
+
+def orthogonalise(matrix, steps=5):
+    """A matrix (m, n) with its singular values brought to between 0.7 and 1.2, its vectors kept.
+
+    `steps` of a quintic Newton-Schulz iteration with the coefficients of Jordan et al. 2024. The
+    smallest of a badly conditioned matrix may stay below.
+    """
+    x = matrix / (matrix.norm() + 1e-12)
+    x = x.T if len(matrix) > matrix.shape[1] else x  # the smaller product
+    for _ in range(steps):
+        square = x @ x.T
+        x = 3.4445 * x + (2.0315 * square @ square - 4.775 * square) @ x
+    return x.T if len(matrix) > matrix.shape[1] else x
 
 
 class Schedule:

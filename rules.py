@@ -88,7 +88,7 @@ CONFIG = {
     "flip": SWITCH,
     "cutout": whole(0),
     "model": Rule("a dict with kind and layers", lambda value: type(value) is dict),
-    "optimizer": one_of("adam", "adamw", "sgd"),
+    "optimizer": one_of("adam", "adamw", "sgd", "muon"),
     "lr": number("above 0", lambda value: value > 0),
     "batch_size": whole(1),
     "epochs": whole(1),
@@ -130,7 +130,7 @@ MODELS = {
     "mlp": {"layers": SIZES},
     "skip_mlp": {"layers": SIZES, "dropout": SHARE},
     "cnn": {key: LAYER[key] for key in ("kernel_size", "stride", "padding", "dropout")}
-    | {"layers": CONV_LAYERS, "residual": SWITCH, "min_map": whole(1)}
+    | {"layers": CONV_LAYERS, "residual": SWITCH, "whiten": SWITCH, "min_map": whole(1)}
     | {"image_size": whole(1), "in_channels": whole(1), "num_classes": whole(1)},
     "resnet18": {"num_classes": whole(1), "pretrained": SWITCH},
 }

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from distributed import (
 )
 from evaluate import evaluate
 from interruption import stop_requests
+from models import whiten
 from norms import Norms
 from optimisation import Schedule, make_optimizer
 from outcome import leave_behind
@@ -54,6 +56,8 @@ from tracking import (
     write_manifest,
     write_metrics,
 )
+
+WHITENED_ON = 1000  # training images, evenly from all: they hold a million patches of CIFAR-10
 
 
 @threads_restored()
@@ -81,6 +85,9 @@ def train_held(model, train_set, val_set, config, held):
     device = choose_device(config["device"])
     if device.type == "cpu" and not convolves(model):
         torch.set_num_threads(1)  # two meet more often than they help in matrices this small
+    if getattr(model, "whitens", False):
+        some = train_set.images[:: math.ceil(len(train_set) / WHITENED_ON)]
+        whiten(model, train_set.normalise(some))
     model.to(device, memory_format=torch.channels_last if convolves(model) else None)
     optimizer = make_optimizer(model, config)
     sizes = batch_sizes(len(train_set), config["batch_size"])

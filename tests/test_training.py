@@ -152,11 +152,14 @@ def stop_and_resume(config, monkeypatch, tmp_path):
     return run(stopped | {"resume": stopped["run_dir"]})
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(
-    everything_config, monkeypatch, tmp_path
+    everything_config, monkeypatch, tmp_path, optimizer
 ):
-    _, straight, *lists = run(everything_config)
-    _, resumed, *resumed_lists = stop_and_resume(everything_config, monkeypatch, tmp_path)
+    model = everything_config["model"] | {"whiten": optimizer == "muon"}
+    config = everything_config | {"optimizer": optimizer, "model": model}
+    _, straight, *lists = run(config)
+    _, resumed, *resumed_lists = stop_and_resume(config, monkeypatch, tmp_path)
     assert_same(comparable(straight), comparable(resumed))
     assert lists == resumed_lists
 
