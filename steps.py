@@ -1,12 +1,16 @@
 """The steps of an epoch: one update of the weights, and all those over the training images."""
 
 import contextlib
+import ctypes
 import math
+import sys
 import time
 from collections.abc import Iterator
 
 import torch
 from torch.nn import functional as F
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def plain_step(model, optimizer, config):
@@ -45,6 +49,18 @@ def emulates_bfloat16(device):
         return False
     known = torch.cpu.get_capabilities()
     return not any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # bf16: ARM
+
+
+def keep_freed_memory():
+    """Let glibc keep the memory that is freed, for what is allocated next.
+
+    The maps of a CNN are as large as what glibc gives back to the system at once, whose pages then
+    come back zeroed, one by one, at every layer of every step: a fifth of the time.
+    """
+    c_library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(c_library, "mallopt"):
+        c_library.mallopt(M_MMAP_MAX, 0)
+        c_library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def batch_sizes(length, batch_size):

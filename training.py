@@ -42,6 +42,7 @@ from steps import (
     batch_sizes,
     check_finite,
     emulates_bfloat16,
+    keep_freed_memory,
     plain_step,
     threads_restored,
     train_epoch,
@@ -83,7 +84,9 @@ def train_held(model, train_set, val_set, config, held):
     """`train` with a checked config; the run folder is entered into the ExitStack `held`."""
     check_last_batch(model, train_set, config["batch_size"])
     device = choose_device(config["device"])
-    if device.type == "cpu" and not convolves(model):
+    if device.type == "cpu" and convolves(model):
+        keep_freed_memory()
+    elif device.type == "cpu":
         torch.set_num_threads(1)  # two meet more often than they help in matrices this small
     if getattr(model, "whitens", False):
         some = train_set.images[:: math.ceil(len(train_set) / WHITENED_ON)]
