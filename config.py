@@ -31,7 +31,7 @@ defaults = {
     "flip": False,  # left-right, every second image; not for digits
     "cutout": 0,  # a square of so many pixels is greyed out
     # optimisation
-    "optimizer": "adam",  # or "adamw", "sgd" (Nesterov), "muon" (of convolutions)
+    "optimizer": "adam",  # or "adamw", "sgd" (Nesterov), "muon" (for convolutions)
     "momentum": 0.9,  # sgd and muon alone read it
     "weight_decay": 0.0,
     "schedule": "constant",  # or "cosine", "one_cycle": the learning rate over the whole run

@@ -50,7 +50,7 @@ presets = {
             "whiten": True,
         },
         "optimizer": "muon",
-        "lr": 0.24,
+        "lr": 0.015,
         "momentum": 0.6,
         "batch_size": 512,
         "schedule": "cosine",

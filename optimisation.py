@@ -12,11 +12,13 @@ def make_optimizer(model, config):
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     settings = {"lr": config["lr"], "weight_decay": config["weight_decay"], "fused": True}
-    if config["optimizer"] in ("sgd", "muon"):
+    if config["optimizer"] == "sgd":
         nesterov = config["momentum"] > 0
         settings |= {"momentum": config["momentum"], "nesterov": nesterov}
     elif weights[0].is_cuda:
         settings["capturable"] = True  # its step count lies on the GPU, where a graph can add to it
+    if config["optimizer"] == "muon":
+        settings["momentum"] = config["momentum"]
     optimizers = {
         "adam": torch.optim.Adam,
         "adamw": torch.optim.AdamW,
@@ -26,15 +28,24 @@ def make_optimizer(model, config):
     return optimizers[config["optimizer"]](weights, **settings)
 
 
-class Muon(torch.optim.SGD):
-    """Muon for the kernels of convolutions, SGD with momentum for all other weights.
+# times lr is the share of its length that a kernel moves in a step: about what AdamW moves those of
+# 3x3 from 256 channels, so that one learning rate fits both
+KERNELS = 16
 
-    Jordan et al. 2024. The step of a kernel (channels, in_channels, height, width), as a matrix
-    of one row a channel, is its momentum with all singular values brought near 1, so that no
-    direction is left out because its gradients are small. A step is `lr` times as long as the
-    kernel, whose own length stays what it was at the start: the BatchNorm behind it takes any
-    other length back. No weight decay reaches a kernel.
+
+class Muon(torch.optim.AdamW):
+    """Muon for the kernels of convolutions, AdamW for all other weights (Jordan et al. 2024).
+
+    The step of a kernel (channels, in_channels, height, width), as a matrix of one row a channel,
+    is its Nesterov momentum with all singular values brought near 1, so that no direction is left
+    out because its gradients are small. It is KERNELS times lr as long as the kernel, whose own
+    length stays what it was at the start: the BatchNorm behind it would take any other length back.
+    No weight decay reaches a kernel.
     """
+
+    def __init__(self, weights, momentum, **settings):
+        super().__init__(weights, **settings)
+        self.momentum = momentum
 
     @torch.no_grad()
     def step(self):
@@ -42,20 +53,20 @@ class Muon(torch.optim.SGD):
         for group in self.param_groups:
             for kernel in group["params"]:
                 if kernel.ndim == 4:
-                    self.move(kernel, group["lr"], group["momentum"], skipped)
-                    kernel.grad = None  # SGD passes it by
+                    self.move(kernel, KERNELS * group["lr"], skipped)
+                    kernel.grad = None  # AdamW passes it by
         super().step()
 
-    def move(self, kernel, lr, momentum, skipped):
+    def move(self, kernel, share, skipped):
         state = self.state[kernel]
         if not state:
             state["momentum"] = torch.zeros_like(kernel)
             state["length"] = kernel.norm()
         gradient = kernel.grad.where(~skipped, 0.0)
-        state["momentum"].mul_(momentum).add_(gradient)
-        ahead = gradient + momentum * state["momentum"]  # Nesterov's look ahead
+        state["momentum"].mul_(self.momentum).add_(gradient)
+        ahead = gradient + self.momentum * state["momentum"]
         step = orthogonalise(ahead.flatten(1)).view_as(kernel)
-        moved = kernel - lr * state["length"] * step / (step.norm() + 1e-12)
+        moved = kernel - share * state["length"] * step / (step.norm() + 1e-12)
         kernel.copy_((moved * (state["length"] / moved.norm())).where(~skipped, kernel))
 
 
