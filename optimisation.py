@@ -60,6 +60,7 @@ class Muon(torch.optim.AdamW):
     def move(self, kernel, share, skipped):
         state = self.state[kernel]
         if not state:
+            state["step"] = torch.zeros(())  # AdamW looks for it when it loads a checkpoint
             state["momentum"] = torch.zeros_like(kernel)
             state["length"] = kernel.norm()
         gradient = kernel.grad.where(~skipped, 0.0)

@@ -40,7 +40,8 @@ CNN = exercise_1_3.config | DIGITS | {
 }  # fmt: skip
 SEEDS = MLP | {"seeds": [0, 1, 2]}
 MAPS = exercise_2_3.config | DIGITS | {
-    "model": exercise_2_3.config["model"] | {"layers": [8], "min_map": 4}, "epochs": 1,
+    "model": exercise_2_3.config["model"] | {"layers": [8], "min_map": 4, "whiten": True},
+    "epochs": 1, "optimizer": "muon",
 }  # fmt: skip
 FLAGS = """--model.layers 16 32 --model.dropout 0.1 --epochs 12 --lr 1e-2 --shift 1
     --schedule one_cycle --dataset digits --device cpu --wandb_mode disabled --compile off"""

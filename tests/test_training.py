@@ -1,6 +1,8 @@
 """The loop, the evaluation and resuming, against plain torch and against themselves."""
 
+import ctypes
 import json
+import platform
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from sklearn.metrics import confusion_matrix
 from torch.nn import functional as F
 
 import compiled
+import steps
 import training
 from checkpoint import load_checkpoint
 from config import complete_config
@@ -286,3 +289,21 @@ def test_who_asks_for_bfloat16_where_it_is_slow_is_told(
     train_set, val_set, _ = load_datasets(config)
     train(build_model(config), train_set, val_set, config)
     assert ("--precision float32 is faster" in capsys.readouterr().out) == warned
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone has mallopt")
+def test_what_a_cnn_frees_is_not_fetched_from_the_system_again():
+    import resource
+
+    def page_faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(20):
+            torch.ones(2**23)  # 32 MB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    c_library = ctypes.CDLL(None)  # as a process starts
+    c_library.mallopt(steps.M_MMAP_MAX, 65536)
+    c_library.mallopt(steps.M_TRIM_THRESHOLD, 2**17)
+    given_back = page_faults()
+    steps.keep_freed_memory()
+    assert page_faults() < given_back / 5
