@@ -38,7 +38,11 @@ def read_run(folder):
     parts = [folder, *sorted(folder.glob("seed_*"))]
     try:
         read["config"] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tables = {part: read_metrics(part) for part in parts if (part / "metrics.csv").is_file()}
+        tables = {
+            part: read_metrics(part / "metrics.csv")
+            for part in parts
+            if (part / "metrics.csv").is_file()
+        }
         if (folder / "results.json").is_file():
             read["results"] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (TypeError, ValueError, RecursionError) as error:

@@ -21,7 +21,7 @@ STYLES, MARKERS = ("-", "--", "-.", ":"), "osv^D*PXh"  # so that grey print tell
 @first_only
 def draw_curves(run_dir):
     """plots/curves.png: loss and accuracy of training and validation against the epoch."""
-    rows = read_metrics(run_dir)
+    rows = read_metrics(Path(run_dir) / "metrics.csv")
     epochs = [row["epoch"] for row in rows]
     figure, axes = curve_axes()
     for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
@@ -32,9 +32,9 @@ def draw_curves(run_dir):
     save_figure(figure, Path(run_dir) / "plots" / "curves.png")
 
 
-def read_metrics(run_dir):
-    """The rows of metrics.csv, numbers as floats."""
-    with (Path(run_dir) / "metrics.csv").open(encoding="utf-8", newline="") as file:
+def read_metrics(path):
+    """The rows of a metrics.csv, numbers as floats."""
+    with Path(path).open(encoding="utf-8", newline="") as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
@@ -58,7 +58,7 @@ def markers(epochs):
 def draw_seeds(run_dir, folders):
     """run_dir/plots/curves.png of several seeds, whose run folders are `folders`: their mean, and a
     band from the lowest to the highest."""
-    runs = [read_metrics(folder) for folder in folders]
+    runs = [read_metrics(Path(folder) / "metrics.csv") for folder in folders]
     figure, axes = curve_axes()
     for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
         for split, colour, style in SPLITS:

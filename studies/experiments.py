@@ -1,6 +1,5 @@
 """Runs that README speaks of, in results/: what they reached, and how they were made."""
 
-import csv
 import json
 import shutil
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 import torch
 
 from checkpoint import load_checkpoint, save_checkpoint
+from plots import read_metrics
 from tracking import write_json
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -56,11 +56,6 @@ def load_experiments(folder=RESULTS):
             name = path.parent.name
             experiments[name] = Experiment(name, results, manifest, metrics)
     return experiments
-
-
-def read_metrics(path):
-    with path.open(encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def add(run, results=RESULTS):
