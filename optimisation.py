@@ -39,8 +39,9 @@ class Muon(torch.optim.AdamW):
     The step of a kernel (channels, in_channels, height, width), as a matrix of one row a channel,
     is its Nesterov momentum with all singular values brought near 1, so that no direction is left
     out because its gradients are small. It is KERNELS times lr as long as the kernel, whose own
-    length stays what it was at the start: the BatchNorm behind it would take any other length back.
-    No weight decay reaches a kernel.
+    length stays what it was at the start: the BatchNorm behind it would take any other length back
+    (a residual layer's 1x1 shortcut has none, and keeps its length all the same). No weight decay
+    reaches a kernel.
     """
 
     def __init__(self, weights, momentum, **settings):
