@@ -4,6 +4,7 @@ python evaluate.py runs/exercise_1_1/...                      # its best.pt on i
 python evaluate.py runs/.../checkpoints/last.pt --split val
 python evaluate.py runs/... --dataset image_folder --data_dir pictures
 python evaluate.py runs/exercise_1_1/*                        # several side by side
+python evaluate.py runs/exercise_1_3/... --mirror             # every image and its mirror image
 """
 
 from dataclasses import dataclass, replace
@@ -51,6 +52,17 @@ def evaluate(model: nn.Module, dataset: ImageDataset, batch_size: int = 1024) ->
         "accuracy": confusion.trace().item() / len(dataset),
         "confusion": confusion,
     }
+
+
+class Mirrored(nn.Module):
+    """The mean logits of every image and its mirror image: images (N, C, H, W) -> (N, K)."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return (self.model(images) + self.model(images.flip(-1))) / 2
 
 
 def report(result, classes):
@@ -110,11 +122,15 @@ class Flags:
     """another data set than the one it was trained on, with the same classes"""
     data_dir: str = ""
     """where the data lie, if not where they lay"""
+    mirror: bool = False
+    """answer by the mean logits of every image and its mirror image"""
     device: str = "auto"
     """cuda when available, then mps, then cpu"""
 
 
 def main(flags):
+    if flags.more and flags.mirror:
+        raise ValueError("--mirror judges one run: name one, or leave --mirror out")
     if flags.more:
         from compare import compare  # draws, which one run alone does not wait for
 
@@ -125,6 +141,7 @@ def main(flags):
     device = choose_device(flags.device)
     with joined(device):
         model, dataset = load_judged(flags)
+        model = Mirrored(model) if flags.mirror else model
         result = evaluate(model.to(device), keep_on(device, dataset))
         print(report(result, dataset.classes))
 

@@ -9,7 +9,6 @@ import torch
 
 from checkpoint import load_checkpoint, save_checkpoint
 from plots import read_metrics
-from tracking import write_json
 
 RESULTS = Path(__file__).parents[1] / "results"
 LARGEST_WEIGHTS = 2 * 2**20  # bytes
@@ -23,6 +22,7 @@ class Experiment:
     results: dict
     manifest: dict
     metrics: list  # of every seed its rows of metrics.csv, {"epoch": 1.0, "val/loss": ...}
+    mirrored: list  # of every seed the test accuracy with mirror images, where it was measured
 
     @property
     def runs(self):
@@ -53,8 +53,11 @@ def load_experiments(folder=RESULTS):
         if "exercise" in results:
             manifest = json.loads(path.with_name("manifest.json").read_text(encoding="utf-8"))
             metrics = [read_metrics(p) for p in sorted(path.parent.glob("metrics*.csv"))]
-            name = path.parent.name
-            experiments[name] = Experiment(name, results, manifest, metrics)
+            name, mirrored = path.parent.name, path.with_name("mirrored.json")
+            both = json.loads(mirrored.read_text(encoding="utf-8")) if mirrored.is_file() else {}
+            experiments[name] = Experiment(
+                name, results, manifest, metrics, both.get("mirrored", [])
+            )
     return experiments
 
 
@@ -63,24 +66,31 @@ def add(run, results=RESULTS):
 
     Raises FileNotFoundError where it has not finished.
     """
-    source = Path(run)
-    if not (source / "results.json").is_file():
-        raise FileNotFoundError(f"--add {run}: no results.json there; give a run that has finished")
-    outcome = json.loads((source / "results.json").read_text(encoding="utf-8"))
-    name = f"{outcome['exercise']}-{source.name}"
+    name, folders = find_finished(run)
     target = results / name
     target.mkdir(parents=True, exist_ok=True)
-    seeds = [source / f"seed_{seed}" for seed in outcome.get("seeds", [])]
-    for old in target.glob("metrics*.csv"):
+    for old in (*target.glob("metrics*.csv"), *target.glob("mirrored.json")):
         old.unlink()
-    for folder in seeds or [source]:
-        suffix = f"-{folder.name}" if seeds else ""
+    for folder in folders:
+        suffix = f"-{folder.name}" if folder != Path(run) else ""
         shutil.copyfile(folder / "metrics.csv", target / f"metrics{suffix}.csv")
-    first = (seeds or [source])[0]
-    shutil.copyfile(first / "manifest.json", target / "manifest.json")
-    write_json(target / "results.json", outcome)
-    add_weights(first / "checkpoints" / "best.pt", results / "weights" / f"{name}.pt")
+    shutil.copyfile(folders[0] / "manifest.json", target / "manifest.json")
+    shutil.copyfile(Path(run) / "results.json", target / "results.json")
+    add_weights(folders[0] / "checkpoints" / "best.pt", results / "weights" / f"{name}.pt")
     print(f"{run} is in {target}")
+
+
+def find_finished(run):
+    """(its name in results/, the folder of the run or those of its seeds).
+
+    Raises FileNotFoundError where it has not finished.
+    """
+    source = Path(run)
+    if not (source / "results.json").is_file():
+        raise FileNotFoundError(f"{run}: no results.json there; give a run that has finished")
+    outcome = json.loads((source / "results.json").read_text(encoding="utf-8"))
+    seeds = [source / f"seed_{seed}" for seed in outcome.get("seeds", [])]
+    return f"{outcome['exercise']}-{source.name}", seeds or [source]
 
 
 def add_weights(source, target):

@@ -8,7 +8,8 @@ import torch
 from sklearn.metrics import classification_report
 
 import exercise_1_1
-from evaluate import Flags, evaluate, load_judged, report
+from evaluate import Flags, Mirrored, evaluate, load_judged, report
+from models import CNN
 
 
 @pytest.fixture
@@ -25,6 +26,15 @@ def test_a_run_is_judged_again_to_the_same_numbers(finished):
         assert again["loss"] == pytest.approx(results["test"]["loss"])
     val = evaluate(*load_judged(Flags(str(folder), split="val")))
     assert val["accuracy"] == results["val"]["accuracy"]
+
+
+def test_a_mirrored_network_answers_alike_to_an_image_and_its_mirror_image():
+    model, images = CNN([4, 6], image_size=8).eval(), torch.randn(5, 3, 8, 8)
+    mirrored = Mirrored(model)
+    torch.testing.assert_close(mirrored(images), mirrored(images.flip(3)))
+    assert not torch.allclose(model(images), model(images.flip(3)))
+    both_sides = images + images.flip(3)
+    torch.testing.assert_close(mirrored(both_sides), model(both_sides))
 
 
 def test_the_table_says_what_scikit_learn_says():
@@ -69,4 +79,9 @@ def test_the_command_prints_the_table_and_a_mistake_one_line(finished, forks):
     assert f"accuracy {results['test']['accuracy']:.4f}" in done.out
     assert wrong.out == ""
     assert wrong.err.startswith("error: no checkpoint at nowhere")
+    mirrored = forks.start("evaluate.py", folder, "--mirror")
+    several = forks.start("evaluate.py", folder, folder, "--mirror")
+    assert (mirrored.wait(), several.wait()) == (0, 2)
+    assert mirrored.out != done.out
+    assert several.err.startswith("error: --mirror judges one run")
     assert json.loads((folder / "results.json").read_text())["test"]["confusion"]

@@ -12,6 +12,7 @@ from scipy import stats
 
 import exercise_1_1
 from evaluate import Flags, evaluate, load_judged
+from studies import mirrored
 from studies.experiments import RESULTS, add, load_experiments
 from studies.report import paired, reflow, render, share
 from studies.report_figures import draw_figures
@@ -88,10 +89,24 @@ def test_what_a_run_leaves_is_taken_over_and_its_weights_judge_alike(digits_conf
     weights = tmp_path / "results" / "weights" / "exercise_1_1-several.pt"
     again = evaluate(*load_judged(Flags(str(weights))))
     assert again["accuracy"] == outcome["runs"][0]["test"]["accuracy"]
+    assert experiment.mirrored == []
+
+
+def test_mirror_images_are_measured_apart_and_go_with_the_run(digits_config, tmp_path):
+    outcome = exercise_1_1.main(digits_config | {"seeds": [0, 1], "run_dir": "several"})
+    results = tmp_path / "results"
+    add("several", results)
+    mirrored.main(mirrored.Flags("several", str(results)))
+    measured = json.loads((results / "exercise_1_1-several" / "mirrored.json").read_text())
+    assert measured["plain"] == [run["test"]["accuracy"] for run in outcome["runs"]]
+    (experiment,) = load_experiments(results).values()
+    assert experiment.mirrored == measured["mirrored"] != measured["plain"]
+    add("several", results)  # another run of that name has mirror images of its own
+    assert load_experiments(results)["exercise_1_1-several"].mirrored == []
 
 
 def test_a_run_that_has_not_finished_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"--add nowhere: no results\.json there"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no results\.json there"):
         add("nowhere", tmp_path)
     assert not list(tmp_path.glob("results*"))
 
