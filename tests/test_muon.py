@@ -45,24 +45,25 @@ def test_orthogonalise_keeps_the_singular_vectors_and_brings_the_values_near_one
 
 def test_the_direction_of_a_step_is_that_of_torch():
     model, optimizer, _ = parts_of(lr=1e-3)
-    before = copy.deepcopy(model)
-    images, labels = some_batch()
-    for _ in range(3):  # with a momentum of some steps
-        F.cross_entropy(before(images), labels).backward()
-        gradients = [kernel.grad for kernel in kernels_of(before)]
-    matrices = [torch.nn.Parameter(k.detach().flatten(1).clone()) for k in kernels_of(before)]
-    theirs = torch.optim.Muon(matrices, lr=1.0, weight_decay=0.0, momentum=0.6, nesterov=True)
-    for kernel, matrix, gradient in zip(kernels_of(model), matrices, gradients, strict=True):
-        kernel.grad, matrix.grad = gradient.clone(), gradient.flatten(1).clone()
+    kernels = kernels_of(model)
+    matrices = [torch.nn.Parameter(kernel.detach().flatten(1).clone()) for kernel in kernels]
+    torchs = torch.optim.Muon(matrices, lr=1e-3, weight_decay=0.0, momentum=0.6, nesterov=True)
     optimizer.found_inf = torch.zeros(())
-    optimizer.step()
-    theirs.step()
-    for kernel, matrix, start in zip(kernels_of(model), matrices, kernels_of(before), strict=True):
-        ours = (kernel - start).detach().flatten()
-        step = (matrix.detach() - start.flatten(1)).flatten()
-        # ours stays on the sphere, torch's computes in bfloat16
-        assert F.cosine_similarity(ours, step, dim=0) > 0.99
-        assert ours.norm() == pytest.approx(1e-3 * KERNELS * start.norm().item(), rel=0.02)
+    for _ in range(3):  # each with a gradient of its own
+        starts = [[weight.detach().clone() for weight in pair] for pair in (kernels, matrices)]
+        for kernel, matrix in zip(kernels, matrices, strict=True):
+            kernel.grad = torch.randn_like(kernel)
+            matrix.grad = kernel.grad.flatten(1)
+        optimizer.step()
+        torchs.step()
+        for kernel, start, matrix, other_start in zip(
+            kernels, starts[0], matrices, starts[1], strict=True
+        ):
+            ours = (kernel - start).detach().flatten()
+            theirs = (matrix - other_start).detach().flatten()
+            # ours stays on the sphere, and torch computes in bfloat16
+            assert F.cosine_similarity(ours, theirs, dim=0) > 0.99
+            assert ours.norm() == pytest.approx(1e-3 * KERNELS * start.norm().item(), rel=0.02)
 
 
 def test_a_kernel_keeps_its_length_and_follows_no_scale_of_its_gradient():
