@@ -42,7 +42,7 @@ from steps import (
     batch_sizes,
     check_finite,
     emulates_bfloat16,
-    keep_freed_memory,
+    freed_memory_kept,
     plain_step,
     threads_restored,
     train_epoch,
@@ -85,7 +85,7 @@ def train_held(model, train_set, val_set, config, held):
     check_last_batch(model, train_set, config["batch_size"])
     device = choose_device(config["device"])
     if device.type == "cpu" and convolves(model):
-        keep_freed_memory()
+        held.enter_context(freed_memory_kept())
     elif device.type == "cpu":
         torch.set_num_threads(1)  # two meet more often than they help in matrices this small
     if getattr(model, "whitens", False):
