@@ -172,8 +172,8 @@ class CNN(nn.Module):
                 settings["pool"] = 1
             blocks.append(ConvLayer(in_channels, residual=residual and number > 0, **settings))
             in_channels = settings["channels"]
+        blocks[0].conv.weight.requires_grad_(not whiten)
         self.layers = nn.Sequential(*blocks)
-        self.layers[0].conv.weight.requires_grad_(not whiten)
         self.classifier = nn.Linear(in_channels, num_classes)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:

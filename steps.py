@@ -3,7 +3,7 @@
 import contextlib
 import ctypes
 import math
-import sys
+import platform
 import time
 from collections.abc import Iterator
 
@@ -58,10 +58,10 @@ def freed_memory_kept() -> Iterator[None]:
     The maps of a CNN are as large as what glibc gives back to the system at once, whose pages then
     come back zeroed, one by one, at every layer of every step: a fifth of the time.
     """
-    c_library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(c_library, "mallopt"):
+    if platform.libc_ver()[0] != "glibc":
         yield
         return
+    c_library = ctypes.CDLL(None)
     c_library.mallopt(M_MMAP_MAX, 0)
     c_library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     try:

@@ -126,7 +126,8 @@ def test_disabled_does_not_even_import_wandb(forks):
     flags = ["--dataset", "digits", "--epochs", 1, "--wandb_mode"]
     disabled = forks.start("exercise_1_1.py", *flags, "disabled", hook=["forks", "without_wandb"])
     assert disabled.wait() == 0, disabled.err
-    offline = forks.start("exercise_1_1.py", *flags, "offline", hook=["forks", "without_wandb"])
+    flags += ["offline", "--run_dir", "offline"]  # an own name, though it starts in the same second
+    offline = forks.start("exercise_1_1.py", *flags, hook=["forks", "without_wandb"])
     offline.wait()
     assert "wandb" in offline.err  # so the hook hides it
 
