@@ -17,6 +17,7 @@ def draw_augmentation(count, size, config, generator):
     [-1, 1].
     """
     height, width = size
+    drawn = (config["crop_size"] or height, config["crop_size"] or width)
     uniform = torch.rand(count, 8, generator=generator)  # drawn always: one key never moves another
     signed = uniform * 2 - 1
     angle = torch.deg2rad(signed[:, 0] * config["rotate"])
@@ -24,7 +25,7 @@ def draw_augmentation(count, size, config, generator):
     pixels = torch.round(signed[:, 2:4] * (config["shift"] + 0.5 - 1e-6))  # whole: nothing blurs
     mirror = torch.where(uniform[:, 4] < 0.5, -1.0, 1.0) if config["flip"] else torch.ones(count)
     side = torch.sqrt(config["crop"] + (1 - config["crop"]) * uniform[:, 5])  # of the kept square
-    centres = (uniform[:, 6:8] * torch.tensor([height + 1.0, width + 1.0])).floor().long()
+    centres = (uniform[:, 6:8] * (torch.tensor(drawn) + 1.0)).floor().long()
     moved = pixels * torch.tensor([2 / width, 2 / height]) if config["shift"] else pixels * 0
     if config["crop"] < 1:  # the kept square lies anywhere inside the picture
         moved = moved + (1 - side)[:, None] * (uniform[:, 6:8] * 2 - 1)
@@ -46,17 +47,19 @@ def affine_maps(angle, scale, moved, mirror, aspect=1.0):
     return torch.stack(rows, dim=1).view(-1, 2, 3)
 
 
-def warp(images, maps, fields=None):
-    """Sample images (n, C, H, W) at affine maps (n, 2, 3), bilinear: float32.
+def warp(images, maps, fields=None, size=0):
+    """Sample images (n, C, H, W) at affine maps (n, 2, 3), bilinear: float32, `size` pixels a side
+    where that is given.
 
     `fields` (n, 2, k, k) are what the parts of a picture are moved by, x and y, smoothly between
     the knots (elastic deformation: Simard et al. 2003). Beyond its edges a coloured picture is
     mirrored; a grey one goes on as its edge is, since a mirror would set pieces of a second digit
     beside the first.
     """
-    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    sides = (size, size) if size else images.shape[-2:]
+    grid = F.affine_grid(maps, [*images.shape[:2], *sides], align_corners=False)
     if fields is not None:
-        rows, columns = (cubic(fields.shape[-1], side).to(fields) for side in images.shape[-2:])
+        rows, columns = (cubic(fields.shape[-1], side).to(fields) for side in sides)
         grid = grid + (rows @ fields @ columns.T).permute(0, 2, 3, 1)
     beyond = "reflection" if images.shape[1] > 1 else "border"
     return F.grid_sample(

@@ -38,6 +38,7 @@ def check_config(config):
         )
     _check_shares(config["batch_size"])
     _check_fixed_sizes(config)
+    _check_crop_size(config)
     _check_device(config["device"])
     _check_run_dir(config)
     return config
@@ -124,6 +125,25 @@ def _check_fixed_sizes(config):
                 f"model.{key} is {fitted[key]}, but {config['dataset']} needs {needed[key]}: leave "
                 f"it out, then it follows the data"
             )
+
+
+def _check_crop_size(config):
+    size, kind, (_, side, _) = config["crop_size"], config["model"]["kind"], data_shape(config)[0]
+    if not size:
+        return
+    if config["crop"] == 1:
+        raise ValueError(
+            f"crop_size {size} is that of random crops, but crop 1 keeps whole images: --crop 0.35"
+        )
+    if kind not in ("cnn", "resnet18"):
+        raise ValueError(
+            f"crop_size {size}: model.kind {kind!r} takes images of one size: leave crop_size 0"
+        )
+    if not side // 2 <= size <= side:
+        raise ValueError(
+            f"crop_size must be from {side // 2} to {side}, half of the image to all of it, got "
+            f"{size}"
+        )
 
 
 def _check_device(device):

@@ -152,7 +152,7 @@ def batches(dataset, config, epoch, device=None):
     if world() > 1:
         rows, _ = own_share(len(dataset), batch_size)
         draws = [None if draw is None else draw[rows] for draw in draws]
-    return prepare(dataset, *draws, batch_size // world(), config["cutout"], device)
+    return prepare(dataset, *draws, batch_size // world(), config, device)
 
 
 def draw_epoch(dataset, config, epoch):
@@ -163,7 +163,7 @@ def draw_epoch(dataset, config, epoch):
     return order, *draw_augmentation(len(dataset), size, config, generator)
 
 
-def prepare(dataset, order, warps, fields, centres, batch_size, cutout, device=None):
+def prepare(dataset, order, warps, fields, centres, batch_size, config, device=None):
     """Batches of the images in `order`, augmented and normalised.
 
     Several are gathered at once where the data set is, made on `device`, and handed out as slices.
@@ -177,10 +177,11 @@ def prepare(dataset, order, warps, fields, centres, batch_size, cutout, device=N
     for images, labels in fetch(dataset, order, at_once, device):
         block = slice(start, start := start + len(labels))
         if warps is not None:
-            images = warp(images, warps[block], None if fields is None else fields[block])
+            bent = None if fields is None else fields[block]
+            images = warp(images, warps[block], bent, config["crop_size"])
         images = dataset.normalise(images)
         if centres is not None:
-            cut_out(images, centres[block], cutout)
+            cut_out(images, centres[block], config["cutout"])
         yield from zip(images.split(batch_size), labels.split(batch_size), strict=True)
 
 

@@ -85,6 +85,7 @@ CONFIG = {
     "zoom": SHARE,
     "elastic": NOT_NEGATIVE,
     "crop": number("above 0, at most 1", lambda value: 0 < value <= 1),
+    "crop_size": whole(0),
     "flip": SWITCH,
     "cutout": whole(0),
     "model": Rule("a dict with kind and layers", lambda value: type(value) is dict),

@@ -223,7 +223,7 @@ def stacked_batches(joint, configs, epoch, device):
     draws = [draw_epoch(part, config, epoch) for config in configs]
     draws = [(order + seed * length, *rest) for seed, (order, *rest) in enumerate(draws)]
     draws = [interleave(columns, batch_size) for columns in zip(*draws, strict=True)]
-    for images, labels in prepare(joint, *draws, seeds * batch_size, configs[0]["cutout"], device):
+    for images, labels in prepare(joint, *draws, seeds * batch_size, configs[0], device):
         yield images.unflatten(0, (seeds, -1)), labels.unflatten(0, (seeds, -1))
 
 

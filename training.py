@@ -19,7 +19,7 @@ from checkpoint import (
 from checks import data_shape, first_line
 from compiled import make_step
 from config import RESUMABLE, complete_config, differences, flatten
-from dataset import ImageDataset, batches, derive_seed
+from dataset import ImageDataset, batches, derive_seed, shrink
 from distributed import (
     agreement,
     average_statistics,
@@ -83,6 +83,7 @@ def train(
 def train_held(model, train_set, val_set, config, held):
     """`train` with a checked config; the run folder is entered into the ExitStack `held`."""
     check_last_batch(model, train_set, config["batch_size"])
+    check_crops(model, train_set.images.shape[1], config["crop_size"])
     device = choose_device(config["device"])
     if device.type == "cpu" and convolves(model):
         held.enter_context(freed_memory_kept())
@@ -107,7 +108,8 @@ def train_held(model, train_set, val_set, config, held):
     images, labels = train_set.normalise(train_set.images[first]), train_set.labels[first]
     table = layer_table(model, train_set.images.shape[1:])
     plain = shared_step(plain_step, model, optimizer, config, len(train_set))
-    step = make_step(plain, model, optimizer, images, labels, schedule.total, config)
+    dealt = shrink(images, config["crop_size"])  # of the shape that the batches have
+    step = make_step(plain, model, optimizer, dealt, labels, schedule.total, config)
 
     def state():
         parts_now = {name: part.state_dict() for name, part in parts.items()}
@@ -183,6 +185,20 @@ def check_last_batch(model, train_set, batch_size):
             f"batch_size {batch_size} leaves a {part} of one of the {len(train_set)} training "
             f"images, and its maps of one cell have no deviation for BatchNorm: choose another "
             f"--batch_size, or fewer layers"
+        ) from None
+
+
+def check_crops(model, channels, size):
+    """Raise ValueError where a layer leaves no cell of crops of `size` pixels a side."""
+    if not size:
+        return
+    trial = copy.deepcopy(model).to("meta").eval()
+    try:
+        trial(torch.empty((1, channels, size, size), device="meta"))
+    except RuntimeError:
+        raise ValueError(
+            f"crop_size {size} is so small that a layer of the network leaves no cell: choose a "
+            f"larger --crop_size, or fewer layers"
         ) from None
 
 

@@ -79,6 +79,20 @@ def smooth_images():
     return F.interpolate(noise, (36, 36), mode="bicubic").round().clamp(0, 255)
 
 
+def test_a_crop_drawn_half_as_large_shows_the_same_part(plain):
+    """One of its pixels lies between four of the large one: on a ramp it is their mean."""
+    ramp = torch.arange(36, dtype=torch.uint8).mul(7).expand(36, 36)
+    pixels = torch.stack([ramp, ramp.T, ramp.flip(1)]).expand(4, -1, -1, -1)
+    dataset = ImageDataset(pixels, torch.arange(4), list("abcd"), [0.5] * 3, [0.3] * 3)
+    config = plain | {"flip": True, "crop": 0.5}
+    (large, labels), (small, same_labels) = (
+        next(batches(dataset, config | {"crop_size": size}, epoch=3)) for size in (0, 18)
+    )
+    assert torch.equal(labels, same_labels)
+    assert small.shape == (4, 3, 18, 18)
+    torch.testing.assert_close(small, F.avg_pool2d(large, 2), atol=0.01, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("degrees", "scale", "shift"),
     [(15.0, 1.0, (0, 0)), (0.0, 1.25, (0, 0)), (0.0, 1.0, (3, -2)), (-20.0, 0.9, (0, 0))],

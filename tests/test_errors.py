@@ -50,6 +50,9 @@ WRONG = [
     (exercise_1_1, "--rotate 400", "rotate", "400"),
     (exercise_1_1, "--zoom 1", "zoom", "1"),
     (exercise_1_1, "--crop 0", "crop", "0"),
+    (exercise_1_1, "--crop 0.5 --crop_size 14", "crop_size", "mlp"),
+    (exercise_1_3, "--crop_size 24", "crop_size", "--crop 0.35"),
+    (exercise_1_3, "--crop 0.5 --crop_size 8", "crop_size", "from 16 to 32"),
     (exercise_1_1, "--shift -1", "shift", "-1"),
     (exercise_1_1, "--cutout -1", "cutout", "-1"),
     (exercise_1_1, "--elastic -1", "elastic", "-1"),
@@ -155,6 +158,7 @@ WRONG_IN_PYTHON = [
     (exercise_1_3, {"model": CNN | {"layers": [{"pool": 1}]}}, "model.layers[0].channels", "whole"),
     (exercise_1_3, {"model": CNN | {"layers": [{"channels": 4, "pol": 1}]}}, "pol", "pool"),
     (exercise_1_3, {"model": CNN, "batch_size": 431}, "batch_size 431", "--batch_size"),
+    (exercise_1_3, {"model": CNN, "crop": 0.5, "crop_size": 4}, "crop_size 4", "fewer layers"),
     (exercise_2_3, {"model": MLP}, "maps", "--model.kind cnn"),
     (exercise_2_3, {"cam": {"per_class": 1}}, "cam.indices", "list"),
 ]
