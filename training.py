@@ -89,9 +89,7 @@ def train_held(model, train_set, val_set, config, held):
         held.enter_context(freed_memory_kept())
     elif device.type == "cpu":
         torch.set_num_threads(1)  # two meet more often than they help in matrices this small
-    if getattr(model, "whitens", False):
-        some = train_set.images[:: math.ceil(len(train_set) / WHITENED_ON)]
-        whiten(model, train_set.normalise(some))
+    whiten_from(model, train_set)
     model.to(device, memory_format=torch.channels_last if convolves(model) else None)
     optimizer = make_optimizer(model, config)
     sizes = batch_sizes(len(train_set), config["batch_size"])
@@ -154,6 +152,13 @@ def train_held(model, train_set, val_set, config, held):
         progress.report(history)
         writer.save(state())
     return take_best(model, folder, history)
+
+
+def whiten_from(model, train_set):
+    """Set the first layer of a CNN with `whiten` by images that lie evenly in the training set."""
+    if getattr(model, "whitens", False):
+        some = train_set.images[:: math.ceil(len(train_set) / WHITENED_ON)]
+        whiten(model, train_set.normalise(some))
 
 
 def convolves(model):

@@ -22,8 +22,6 @@ figures: means over the seeds, with bands from the least to the largest.
 
 import json
 import math
-import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -31,17 +29,17 @@ from typing import Literal
 import torch
 import tyro
 
-from benchmarks.report import machine_name
 from checks import data_shape
 from config import defaults
 from experiment import exit_cleanly
 from rules import CONFIG, list_of, whole
 from steps import threads_restored
+from studies.cells import about, run_cells, seed_by_seed
 from studies.depth_figures import draw_figures
 from studies.depth_networks import ARMS, LAYERS_OF_EXERCISE_1_2
 from studies.depth_table import table_of
-from studies.depth_training import load_sets, measure_cell
-from tracking import describe_process, git_commit, write_json, write_whole
+from studies.depth_training import measure_cell
+from tracking import write_json, write_whole
 from training import choose_device
 
 ADAM = {"optimizer": "adam", "lr": 1e-3, "schedule": "cosine"}
@@ -118,31 +116,9 @@ def cell_configs(settings):
     ]
 
 
-def read_cell(path, config):
-    """What the cell of `config` left at `path`; None where there is none, or one of another."""
-    try:
-        cell = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return cell if isinstance(cell, dict) and cell.get("config") == config else None
-
-
-def run_cells(configs, folder, data_dir, device):
-    """Every cell as a dict: read from `folder` where it is there, else measured and written."""
-    cells, loaded, commit = [], (None, None), git_commit()
-    for number, config in enumerate(configs, start=1):
-        path = folder / f"{name_cell(config)}.json"
-        cell = read_cell(path, config)
-        if cell is None:
-            complete_config = defaults | config | {"data_dir": data_dir}
-            if loaded[0] != config["seed"]:
-                loaded = config["seed"], load_sets(complete_config, device)
-            cell = {"config": config, "commit": commit}
-            cell |= measure_cell(complete_config, *loaded[1], device)
-            write_json(path, cell)
-            print(f"{number} of {len(configs)}: {describe_cell(cell)}", flush=True)
-        cells.append(cell)
-    return cells
+def measure_all(configs, folder, data_dir, device):
+    measure = seed_by_seed(measure_cell, data_dir, device)
+    return run_cells(configs, folder, measure, name_cell, describe_cell)
 
 
 def name_cell(config):
@@ -193,18 +169,11 @@ def main(flags):
     if device.type == "cpu" and settings["network"] != "cnn":
         torch.set_num_threads(1)  # two meet more often than they help in matrices this small
     out = Path(flags.out or f"results/depth/{settings['network']}")
-    (out / "cells").mkdir(parents=True, exist_ok=True)
-    try:
-        cells = run_cells(cell_configs(settings), out / "cells", flags.data_dir, device)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on after the last whole cell", file=sys.stderr)
-        raise SystemExit(130) from None
-    about = describe_process(device) | {"machine": machine_name()}
-    about["command"] = shlex.join(["python", "-m", "studies.depth", *sys.argv[1:]])
-    about["seconds"] = round(sum(cell["seconds"] for cell in cells), 1)
-    write_json(out / "results.json", about | {"settings": settings, "cells": cells})
+    cells = measure_all(cell_configs(settings), out / "cells", flags.data_dir, device)
+    found = about("studies.depth", cells, device)
+    write_json(out / "results.json", found | {"settings": settings, "cells": cells})
     print(draw(out))
-    print(f"\n{about['seconds']:.0f} s for all cells; results.json, depth.txt and figures: {out}")
+    print(f"\n{found['seconds']:.0f} s for all cells; results.json, depth.txt and figures: {out}")
 
 
 if __name__ == "__main__":

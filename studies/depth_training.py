@@ -6,26 +6,14 @@ from contextlib import nullcontext
 
 import torch
 
-from dataset import batches, derive_seed, load_datasets, make_generator
+from dataset import batches, derive_seed
 from evaluate import evaluate
 from models import count_parameters
 from optimisation import Schedule, make_optimizer
 from steps import batch_sizes, plain_step, train_epoch, uses_bfloat16
 from studies.depth_networks import build_network, gradient_norms, layer_parameters
-from training import keep_on
 
 GRADIENT_IMAGES = 256  # the first so many training images
-
-
-def load_sets(config, device):
-    """(training set, validation set) of the cells of a seed on `device`: config["images"] of the
-    training images, drawn by the seed, or all for 0. The test set is let go of unseen."""
-    train_set, val_set, _ = load_datasets(config)
-    if 0 < config["images"] < len(train_set):
-        generator = make_generator(config["seed"], "depth")
-        kept = torch.randperm(len(train_set), generator=generator)[: config["images"]]
-        train_set = train_set.subset(kept.sort()[0])
-    return keep_on(device, train_set), keep_on(device, val_set)
 
 
 def measure_cell(config, train_set, val_set, device):

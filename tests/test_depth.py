@@ -11,7 +11,8 @@ import tyro
 from config import defaults
 from dataset import load_datasets
 from models import count_parameters
-from studies.depth import Flags, cell_configs, complete, main, read_cell, run_cells
+from studies.cells import load_sets, read_cell
+from studies.depth import Flags, cell_configs, complete, main, measure_all
 from studies.depth_figures import draw_depth, plt
 from studies.depth_networks import (
     ARMS,
@@ -21,7 +22,7 @@ from studies.depth_networks import (
     layer_parameters,
 )
 from studies.depth_table import is_clear, table_of
-from studies.depth_training import load_sets, train_network
+from studies.depth_training import train_network
 
 CPU = torch.device("cpu")
 
@@ -177,15 +178,15 @@ def test_the_images_of_a_seed_are_drawn_once_for_all_arms():
 
 def test_a_cell_that_is_there_is_not_trained_again(tmp_path, capsys):
     configs = cell_configs(complete(Flags(dataset="digits", depths=[2], seeds=[0], epochs=1)))
-    cells = run_cells(configs, tmp_path, "data", CPU)
+    cells = measure_all(configs, tmp_path, "data", CPU)
     assert len(cells) == 6 and " 6 of 6:" in capsys.readouterr().out.replace("\n", " ")
     path = tmp_path / "plain-he-batchnorm-2-seed-0.json"
     whole = path.read_text()
     path.write_text(whole.replace(cells[4]["commit"], "another"))
-    assert run_cells(configs, tmp_path, "data", CPU)[4] == cells[4] | {"commit": "another"}
+    assert measure_all(configs, tmp_path, "data", CPU)[4] == cells[4] | {"commit": "another"}
     assert not capsys.readouterr().out
     path.write_text(whole[: len(whole) // 2])
-    again = run_cells(configs, tmp_path, "data", CPU)  # the one that is no longer whole
+    again = measure_all(configs, tmp_path, "data", CPU)  # the one that is no longer whole
     assert capsys.readouterr().out.count(" of 6:") == 1
     assert again[4] | {"seconds": 0} == cells[4] | {"seconds": 0}
     assert read_cell(path, configs[4]) == again[4]
@@ -228,7 +229,7 @@ def test_results_say_what_made_them_and_hold_every_seed(study):
 
 def test_a_loss_that_is_not_finite_ends_its_cell_and_is_told(tmp_path, study):
     settings = complete(Flags(dataset="digits", depths=[2], seeds=[0], epochs=3, lr=1e37))
-    cells = run_cells(cell_configs(settings), tmp_path, "data", CPU)
+    cells = measure_all(cell_configs(settings), tmp_path, "data", CPU)
     assert [len(cell["history"]) for cell in cells] == 6 * [1]
     assert cells[0]["history"][0]["train/loss"] is None
     about = json.loads((study / "results.json").read_text())
