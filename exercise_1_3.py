@@ -43,21 +43,22 @@ config = defaults | {
 presets = {
     "best": {
         "model": {
-            # VGG's pattern: pairs of convolutions, of which the second one pools
-            "layers": [{"channels": 32, "pool": 1}, 64]
-            + [{"channels": 128, "pool": 1}, 128]
-            + [{"channels": 256, "pool": 1}, 256, {"channels": 256, "pool": 1}],
+            # pairs of convolutions, of which the first one pools
+            "layers": [64, {"channels": 64, "pool": 1}]
+            + [256, {"channels": 256, "pool": 1}]
+            + [256, {"channels": 256, "pool": 1}],
             "dropout": 0.0,
+            "whiten": True,
         },
-        "optimizer": "sgd",
-        "lr": 0.1,
-        "weight_decay": 5e-4,
-        "batch_size": 128,
-        "schedule": "one_cycle",
-        "epochs": 24,
-        "label_smoothing": 0.1,
+        "optimizer": "muon",
+        "lr": 6e-3,
+        "momentum": 0.6,
+        "batch_size": 512,
+        "schedule": "cosine",
+        "epochs": 15,
+        "label_smoothing": 0.2,
         "flip": True,
-        "shift": 2,
+        "shift": 4,
     },
     "fast": {
         "model": {
