@@ -49,19 +49,22 @@ presets = {
     "digits": {"dataset": "digits", "epochs": 10},
     "best": {
         "model": {
-            # a stem that shrinks fast, then residual layers at 16 x 16 and 8 x 8 cells
-            "layers": [{"channels": 32, "kernel_size": 5, "stride": 2, "padding": 2}, 64]
-            + 2 * [{"channels": 128, "pool": 1}]
+            # a stem that shrinks fast, then residual layers at 32 x 32, 16 x 16 and 8 x 8 cells
+            "layers": [{"channels": 32, "kernel_size": 5, "stride": 2, "padding": 2}]
+            + [{"channels": 64, "pool": 1}, 64]
+            + [{"channels": 128, "pool": 1}, {"channels": 128, "pool": 1}]
             + 3 * [256],
             "residual": True,
         },
-        "optimizer": "adamw",
-        "lr": 4e-3,
-        "weight_decay": 0.05,
-        "schedule": "one_cycle",
+        "optimizer": "muon",
+        "lr": 3e-3,
+        "batch_size": 128,
+        "schedule": "cosine",
+        "epochs": 42,
         "label_smoothing": 0.1,
         "flip": True,
-        "crop": 0.35,
+        "crop": 0.25,
+        "crop_size": 96,
     },
 }
 
