@@ -138,7 +138,7 @@ def run_seeds(function, name, config):
         "seeds": config["seeds"],
         "runs": list(runs),
         "mean": {key: fmean(values) for key, values in pick.items()},
-        "std": {key: stdev(v) if len(v) > 1 else 0.0 for key, v in pick.items()},
+        "std": {key: stdev(v) if len(v) > 1 else None for key, v in pick.items()},
         "seconds": time.perf_counter() - start,
         "run_dir": config["run_dir"],
     }

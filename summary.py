@@ -35,14 +35,15 @@ def result_block(results, training):
 
 
 def seeds_block(results, training):
-    """The text of one run a seed: mean and standard deviation, and a line a seed."""
+    """The text of one run a seed: mean and, of several, standard deviation, and a line a seed."""
     mean, std, runs = results["mean"], results["std"], results["runs"]
-    rows = [
-        (f"{split} {metric}", f"{mean[f'{key}_{metric}']:.4f} +- {std[f'{key}_{metric}']:.4f}")
-        for split, key in (("test", "test"), ("validation", "val"))
-        for metric in ("accuracy", "loss")
-    ]
-    rows.append(("", f"mean +- standard deviation of {len(runs)} seeds"))
+    several, rows = len(runs) > 1, []
+    for split, key in (("test", "test"), ("validation", "val")):
+        for metric in (f"{key}_accuracy", f"{key}_loss"):
+            spread = f" +- {std[metric]:.4f}" if several else ""
+            rows.append((metric.replace(f"{key}_", f"{split} "), f"{mean[metric]:.4f}{spread}"))
+    said = f"mean +- standard deviation of {len(runs)} seeds"
+    rows.append(("", said if several else "of one seed, which has no standard deviation"))
     for seed, run in zip(results["seeds"], runs, strict=True):
         text = f"test {run['test']['accuracy']:.4f}, validation {run['val']['accuracy']:.4f}"
         rows.append((f"seed {seed}", f"{text} (epoch {run['val']['best_epoch']})"))

@@ -83,6 +83,12 @@ def test_several_seeds_end_in_one_block(digits_config):
     assert text.count("next:") == text.count("run folder: ") == 1
 
 
+def test_one_seed_has_no_spread(digits_config):
+    text = printed(digits_config | {"seeds": [3]})
+    assert re.search(r"^test accuracy +0\.\d{4}\n", text, re.MULTILINE)
+    assert "of one seed" in text and "+-" not in text
+
+
 def test_an_offline_run_says_how_to_upload_it_and_no_other_does(digits_config):
     folder = Path(digits_config["run_dir"])
     results = {"exercise": "exercise_1_1", "config": digits_config, "run_dir": str(folder)}
