@@ -83,6 +83,7 @@ def render():
     runs = load_experiments()
     benchmarks = load_json("benchmarks-amd-epyc-2-cores.json")
     depth = {name: load_json(f"depth/{name}/results.json") for name in ("mlp", "cnn", "stall")}
+    ingredients = load_json("ingredients/results.json")
     text = environment.get_template("README.md.jinja").render(
         runs=runs,
         mlp_figure=drawable("mlp", runs),
@@ -92,10 +93,12 @@ def render():
         seeds_of=seeds_of,
         wilson=wilson,
         depth=depth,
-        imagenet=tell_imagenet(benchmarks["scale"]["photos"], runs["exercise_2_3-best"].results),
+        imagenet=tell_imagenet(benchmarks["scale"]["photos"], runs["exercise_2_3-best"].runs[0]),
         **tell_depth(depth["mlp"]),
         cnn=tell_depth(depth["cnn"]),
         stall=tell_stall(depth["stall"]),
+        ingredients=tell_ingredients(ingredients),
+        ingredients_settings=ingredients and ingredients["settings"],
         **tell_trust(load_json("trust/trust.json")),
         **tell_speed(benchmarks),
     )
@@ -160,6 +163,20 @@ def tell_stall(study):
         return share([c["history"][-1][key] for c in cells if c["config"]["arm"] == arm], 3)
 
     return tell
+
+
+def tell_ingredients(study):
+    """What is left out of the best CNN, what that reaches a seed, and what it costs, in points."""
+    reached = {}
+    for cell in study["cells"] if study else []:
+        plain, mirrored = reached.setdefault(cell["config"]["arm"], ([], []))
+        plain.append(cell["history"][-1]["val/accuracy"])
+        mirrored.append(cell["mirrored"])
+    return [
+        {"name": name, "plain": plain, "mirrored": mirrored}
+        | {"cost": paired(reached["nothing"][0], plain) if name != "nothing" else None}
+        for name, (plain, mirrored) in reached.items()
+    ]
 
 
 def tell_imagenet(photos, run):
