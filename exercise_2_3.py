@@ -49,7 +49,7 @@ presets = {
     "digits": {"dataset": "digits", "epochs": 10},
     "best": {
         "model": {
-            "layers": [{"channels": 32, "kernel_size": 5, "stride": 2, "padding": 2}]  # shrinks fast
+            "layers": [{"channels": 32, "kernel_size": 5, "stride": 2, "padding": 2}]  # a stem
             + [{"channels": 64, "pool": 1}, 64, *2 * [{"channels": 128, "pool": 1}], *3 * [256]],
             "residual": True,
         },
