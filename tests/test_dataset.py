@@ -79,6 +79,12 @@ def smooth_images():
     return F.interpolate(noise, (36, 36), mode="bicubic").round().clamp(0, 255)
 
 
+def test_cutout_is_drawn_over_the_whole_crop_and_not_beyond():
+    config = defaults | {"crop": 0.5, "crop_size": 18, "cutout": 3}
+    *_, centres = draw_augmentation(2000, (36, 36), config, torch.Generator().manual_seed(0))
+    assert (centres.min(), centres.max()) == (0, 18)  # up to the edge, where it reaches over
+
+
 def test_a_crop_drawn_half_as_large_shows_the_same_part(plain):
     """One of its pixels lies between four of the large one: on a ramp it is their mean."""
     ramp = torch.arange(36, dtype=torch.uint8).mul(7).expand(36, 36)
