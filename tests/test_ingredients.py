@@ -28,7 +28,7 @@ def test_every_training_lacks_what_its_name_says_and_nothing_else():
 
 
 def test_it_measures_all_of_them_and_goes_on_where_it_was(tmp_path, capsys):
-    flags = Flags(dataset="digits", images=200, epochs=2, seeds=[0, 1], out=str(tmp_path))
+    flags = Flags(dataset="digits", images=64, epochs=1, seeds=[0, 1], out=str(tmp_path))
     main(flags)
     results = json.loads((tmp_path / "results.json").read_text())
     found = [(cell["config"]["arm"], cell["config"]["seed"]) for cell in results["cells"]]
