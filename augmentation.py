@@ -9,21 +9,21 @@ from torch.nn import functional as F
 KNOTS = 5  # a side, of an elastic field: on MNIST one every 7 pixels
 
 
-def draw_augmentation(count, size, config, generator):
+def draw_augmentation(count, size, config, generator, mirrored=None):
     """Random inverse affine maps (count, 2, 3), elastic fields (count, 2, k, k) and cutout centres
     (count, 2), or None where unused.
 
-    Maps and fields are in the units of `torch.nn.functional.affine_grid`: the picture spans
-    [-1, 1].
+    `mirrored` (count,) says which images are, none by default. Maps and fields are in the units of
+    `torch.nn.functional.affine_grid`: the picture spans [-1, 1].
     """
     height, width = size
     drawn = (config["crop_size"] or height, config["crop_size"] or width)
-    uniform = torch.rand(count, 8, generator=generator)  # drawn always: one key never moves another
+    uniform = torch.rand(count, 8, generator=generator)  # all: one key never moves another
     signed = uniform * 2 - 1
     angle = torch.deg2rad(signed[:, 0] * config["rotate"])
     scale = 1 + signed[:, 1] * config["zoom"]
     pixels = torch.round(signed[:, 2:4] * (config["shift"] + 0.5 - 1e-6))  # whole: nothing blurs
-    mirror = torch.where(uniform[:, 4] < 0.5, -1.0, 1.0) if config["flip"] else torch.ones(count)
+    mirror = torch.ones(count) if mirrored is None else torch.where(mirrored, -1.0, 1.0)
     side = torch.sqrt(config["crop"] + (1 - config["crop"]) * uniform[:, 5])  # of the kept square
     centres = (uniform[:, 6:8] * (torch.tensor(drawn) + 1.0)).floor().long()
     moved = pixels * torch.tensor([2 / width, 2 / height]) if config["shift"] else pixels * 0
@@ -34,8 +34,8 @@ def draw_augmentation(count, size, config, generator):
     if config["elastic"]:
         knots = torch.randn(count, 2, KNOTS, KNOTS, generator=generator)
         fields = knots * config["elastic"] * torch.tensor([2 / width, 2 / height]).view(2, 1, 1)
-    used = ("rotate", "zoom", "shift", "flip", "elastic")
-    unused = config["crop"] == 1 and not any(config[key] for key in used)
+    unused = config["crop"] == 1 and mirrored is None
+    unused = unused and not any(config[key] for key in ("rotate", "zoom", "shift", "elastic"))
     return None if unused else warps, fields, centres if config["cutout"] else None
 
 

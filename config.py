@@ -29,7 +29,7 @@ defaults = {
     "elastic": 0.0,  # pixels by which a smooth random field moves every part, as a deviation
     "crop": 1.0,  # smallest share of the area that a random crop keeps
     "crop_size": 0,  # pixels a side that a crop is drawn at; 0 draws it as large as the image
-    "flip": False,  # left-right, every second image; not for digits
+    "flip": False,  # left-right, every image in every second epoch; not for digits
     "cutout": 0,  # a square of so many pixels is greyed out
     # optimisation
     "optimizer": "adam",  # or "adamw", "sgd" (Nesterov), "muon" (for convolutions)

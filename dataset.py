@@ -159,8 +159,19 @@ def draw_epoch(dataset, config, epoch):
     """(order (N,), then warps, elastic fields and cutout centres, or None) of one epoch."""
     generator = make_generator(config["seed"], "epoch", epoch)
     order = torch.randperm(len(dataset), generator=generator)
+    mirrored = draw_sides(len(dataset), config, epoch)[order] if config["flip"] else None
     size = dataset.images.shape[-2:]
-    return order, *draw_augmentation(len(dataset), size, config, generator)
+    return order, *draw_augmentation(len(dataset), size, config, generator, mirrored)
+
+
+def draw_sides(count, config, epoch):
+    """Which of all images (count,) are mirrored: a random half, in the next epoch the other half.
+
+    Two epochs show both sides of every image, where independent draws show every second image twice
+    from one side (alternating flip: Jordan 2024, section 3.6).
+    """
+    first = torch.rand(count, generator=make_generator(config["seed"], "flip")) < 0.5
+    return first ^ (epoch % 2 == 0)
 
 
 def prepare(dataset, order, warps, fields, centres, batch_size, config, device=None):

@@ -65,6 +65,7 @@ def cell_configs(flags):
     """The config of every training, seed by seed."""
     best = merge(merge(defaults, config), presets["best"])
     own = {key: value for key, value in best.items() if defaults.get(key) != value}
+    own["val_fraction"] = defaults["val_fraction"]  # here all is judged by it
     configs = []
     for seed in flags.seeds:
         for name, changes in LEFT_OUT.items():

@@ -73,6 +73,26 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone(numbered, plain):
     assert not torch.equal(first, epoch(1, seed=1))
 
 
+def test_two_epochs_show_both_sides_of_every_image_and_the_next_two_again(plain):
+    images = torch.rand(50, 1, 6, 6, generator=torch.Generator().manual_seed(0)).mul(255).byte()
+    dataset = ImageDataset(images, torch.arange(50), list("abcd"), [0.5], [0.3])
+
+    def mirrored(epoch):
+        dealt = [[], []]
+        for pixels, labels in batches(dataset, plain | {"flip": True}, epoch):
+            whole = dataset.normalise(images[labels])
+            for side, expected in enumerate((whole, whole.flip(3))):
+                same = (pixels - expected).abs().amax(dim=(1, 2, 3)) < 1e-3
+                dealt[side] += labels[same].tolist()
+        assert sorted(dealt[0] + dealt[1]) == list(range(50))
+        return set(dealt[1])
+
+    first, second, third = (mirrored(epoch) for epoch in (1, 2, 3))
+    assert 10 < len(first) < 40
+    assert second == set(range(50)) - first
+    assert third == first
+
+
 def smooth_images():
     """Noise without high frequencies, so that two bilinear samplers agree closely."""
     noise = torch.rand(4, 3, 9, 9, generator=torch.Generator().manual_seed(0)) * 255
