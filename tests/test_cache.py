@@ -1,8 +1,8 @@
 """Pictures from files: what comes out is what PIL decodes, whatever happens to the cache."""
 
 import json
-import multiprocessing
 import os
+import signal
 import struct
 import time
 import zlib
@@ -18,8 +18,6 @@ import cache
 import exercise_1_1
 import images
 from dataset import load_datasets
-
-SPAWNED = multiprocessing.get_context("spawn")  # a fork would inherit torch's locked threads
 
 
 def folder_config(folder, **changes):
@@ -63,8 +61,16 @@ def test_mean_and_std_of_a_folder_are_those_of_its_training_pixels(picture_folde
     assert train.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist())
 
 
-def killed_while_decoding(folder):
-    """Decode in a process that is killed at the seventh picture, with a block a picture."""
+def start(forks, function, folder):
+    """function(folder) in a process of its own, which prints what it returns."""
+    script = folder.with_suffix(".py")
+    call = f"{function.__name__}(Path({str(folder)!r}))"
+    script.write_text(f"from pathlib import Path\nimport test_cache\nprint(test_cache.{call})")
+    return forks.start(script)
+
+
+def decode_slowly(folder):
+    """Decode with a block a picture, in half a second."""
     read, count = cache.read_image, []
 
     def read_slowly(path, config):
@@ -76,16 +82,15 @@ def killed_while_decoding(folder):
     load_datasets(folder_config(folder))
 
 
-def test_a_decoding_that_was_killed_goes_on_where_it_was(picture_folder, monkeypatch):
+def test_a_decoding_that_was_killed_goes_on_where_it_was(picture_folder, monkeypatch, forks):
     folder = picture_folder()
-    child = SPAWNED.Process(target=killed_while_decoding, args=(folder,))
-    child.start()
+    child = start(forks, decode_slowly, folder)
     while len(progress := list(folder.glob(".cache/*train*.progress.json"))) < 1:
         time.sleep(0.01)
     while json.loads(progress[0].read_text())["next"] < 4:
         time.sleep(0.01)
-    child.kill()
-    child.join()
+    child.kill(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
     decoded, read = [], cache.read_image
     monkeypatch.setattr(
         cache, "read_image", lambda path, config: decoded.append(path) or read(path, config)
@@ -95,20 +100,16 @@ def test_a_decoding_that_was_killed_goes_on_where_it_was(picture_folder, monkeyp
     assert not list(folder.glob(".cache/*partial*"))
 
 
-def load_and_sum(folder, results):
-    results.put(int(test_images_of(folder).sum()))
+def load_and_sum(folder):
+    return int(test_images_of(folder).sum())
 
 
-def test_two_processes_that_build_the_cache_at_once_both_get_the_pictures(picture_folder):
+def test_two_processes_that_build_the_cache_at_once_both_get_the_pictures(picture_folder, forks):
     folder = picture_folder()
-    results = SPAWNED.Queue()
-    children = [SPAWNED.Process(target=load_and_sum, args=(folder, results)) for _ in range(2)]
-    for child in children:
-        child.start()
-    sums = {results.get(timeout=60) for _ in children}
-    for child in children:
-        child.join()
-    assert sums == {int(decoded_by_pil(folder).sum())}
+    children = [start(forks, load_and_sum, folder) for _ in range(2)]
+    assert [child.wait() for child in children] == [0, 0], [child.err for child in children]
+    expected = int(decoded_by_pil(folder).sum())
+    assert [int(child.out.split()[-1]) for child in children] == [expected, expected]
 
 
 def swap_train_and_test(files):

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 from conftest import DATA
@@ -33,24 +32,24 @@ def test_every_example_touches_two_files_at_most():
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="applies patches with git")
-def test_with_all_patches_a_run_has_the_layer_the_optimizer_the_data_and_the_measure(tmp_path):
+def test_with_all_patches_a_run_has_the_layer_the_optimizer_the_data_and_the_measure(
+    tmp_path, forks
+):
     for path in ROOT.glob("*.py"):
         shutil.copy(path, tmp_path)
     for patch in PATCHES:
         apply = ["git", "apply", "-"]
         subprocess.run(apply, input=patch, text=True, cwd=tmp_path, check=True, timeout=60)
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], cwd=tmp_path, capture_output=True, text=True, check=False,
-        timeout=100,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    (tmp_path / "patched.py").write_text(SCRIPT)
+    done = forks.start(tmp_path / "patched.py", hook=["forks", "import_from", str(tmp_path)])
+    assert done.wait() == 0, done.err
     header, *rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     column = header.split(",").index("val/confidence")
     assert all(0.5 <= float(row.split(",")[column]) <= 1 for row in rows)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert len(results["test"]["confusion"]) == 2
     assert results["test"]["accuracy"] > 0.75  # a coin has 0.5
-    assert re.search(r"layers\.1\.conv +Conv2d +8 x \d x \d +144\n", done.stdout)  # 8 x 2 x 3 x 3
+    assert re.search(r"layers\.1\.conv +Conv2d +8 x \d x \d +144\n", done.out)  # 8 x 2 x 3 x 3
 
 
 @pytest.mark.parametrize(
