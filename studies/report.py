@@ -7,6 +7,7 @@ The text is studies/README.md.jinja; what stands in {{ }} there is computed here
 """
 
 import json
+import math
 import re
 import textwrap
 import warnings
@@ -166,17 +167,19 @@ def tell_stall(study):
 
 
 def tell_ingredients(study):
-    """What is left out of the best CNN, what that reaches a seed, and what it costs, in points."""
+    """What is left out of the best CNN, what that reaches a seed, and what it costs, in points:
+    nothing first, then what costs most."""
     reached = {}
     for cell in study["cells"] if study else []:
         plain, mirrored = reached.setdefault(cell["config"]["arm"], ([], []))
         plain.append(cell["history"][-1]["val/accuracy"])
         mirrored.append(cell["mirrored"])
-    return [
+    rows = [
         {"name": name, "plain": plain, "mirrored": mirrored}
         | {"cost": paired(reached["nothing"][0], plain) if name != "nothing" else None}
         for name, (plain, mirrored) in reached.items()
     ]
+    return sorted(rows, key=lambda row: -row["cost"]["mean"] if row["cost"] else -math.inf)
 
 
 def tell_imagenet(photos, run):
