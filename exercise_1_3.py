@@ -7,7 +7,7 @@
     python exercise_1_3.py --model.residual     # the same network with skip connections
 
 Seed 0 on one of 2 cores of an AMD EPYC: test accuracy 0.8217 (--precision bfloat16), with
---preset best 0.9293.
+--preset best 0.9329.
 """
 
 from config import defaults, parse_config
