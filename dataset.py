@@ -168,7 +168,7 @@ def draw_sides(count, config, epoch):
     """Which of all images (count,) are mirrored: a random half, in the next epoch the other half.
 
     Two epochs show both sides of every image, where independent draws show every second image twice
-    from one side (alternating flip: Jordan 2024, section 3.6).
+    from one side (alternating flip: Jordan 2024).
     """
     first = torch.rand(count, generator=make_generator(config["seed"], "flip")) < 0.5
     return first ^ (epoch % 2 == 0)
