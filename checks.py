@@ -189,10 +189,10 @@ def _check_resumable(folder, seeds):
     started = []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         started = list(json.loads((folder / "config.json").read_text(encoding="utf-8"))["seeds"])
-    if seeds and sorted(map(str, seeds)) != sorted(map(str, started)):
+    if seeds and not (started and set(map(str, started)) <= set(map(str, seeds))):
         raise ValueError(
             f"--resume {folder} and --seeds {shown(seeds)} do not go together: that run was "
-            f"started with {f'--seeds {started}' if started else 'one seed'}"
+            f"started with {f'--seeds {started}, and may get more' if started else 'one seed'}"
         )
     checkpoints = [folder / "checkpoints" / name for name in ("last.pt", "previous.pt", "best.pt")]
     if not seeds and not any(path.is_file() for path in checkpoints):

@@ -88,9 +88,10 @@ def reached(run):
     """(validation, its epoch, test, seconds) as texts, with what there is of a run that trains."""
     results, rows = run["results"], run["rows"]
     if "mean" in results:
+        mean, std = results["mean"], results["std"]
         val, test = (
-            f"{results['mean'][f'{split}_accuracy']:.4f}+-{results['std'][f'{split}_accuracy']:.4f}"
-            for split in ("val", "test")
+            f"{mean[key]:.4f}" + (f"+-{std[key]:.4f}" if std[key] is not None else "")
+            for key in ("val_accuracy", "test_accuracy")
         )
         return val, "-", test, f"{results['seconds']:.0f}"
     if results:

@@ -98,6 +98,23 @@ def differences(config, other):
     return {key: (a.get(key), b.get(key)) for key in sorted(a | b) if a.get(key) != b.get(key)}
 
 
+def check_unchanged(started, config):
+    """Raise ValueError where a resumed run's config is not the one that it `started` with, in
+    anything that is not RESUMABLE. A key that came later has its default."""
+    known = flatten(started)
+    changed = {
+        key: pair
+        for key, pair in differences(started, config).items()
+        if key in known and key.split(".")[0] not in RESUMABLE
+    }
+    if changed:
+        listed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
+        raise ValueError(
+            f"--resume {config['resume']}: the run was started with another config ({listed}); "
+            f"resume with the same, or start a new run"
+        )
+
+
 def parse_config(config, presets=None, args=None):
     """`config` with the flags of the command line laid over it, checked.
 

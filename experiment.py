@@ -11,7 +11,14 @@ from statistics import fmean, stdev
 
 from checks import data_shape
 from commands import resume_command
-from config import complete_config, defaults, merge, refuse
+from config import (
+    check_unchanged,
+    complete_config,
+    defaults,
+    merge,
+    read_run_config,
+    refuse,
+)
 from distributed import alone, first_only, from_first, joined, leave, rank, wait, world
 from ending import log_results
 from interruption import Stopped
@@ -100,7 +107,8 @@ def run_silently(function, name, config):
     start = time.perf_counter()
     with disk_errors_explained(config["run_dir"]), remembered(name) as training:
         results = {"exercise": name, "config": config, **function(config)}
-        results |= {"seconds": time.perf_counter() - start, "run_dir": config["run_dir"]}
+        seconds = training.seconds_before + time.perf_counter() - start
+        results |= {"seconds": seconds, "run_dir": config["run_dir"]}
         first_only(log_results)(results, training)
         first_only(write_json)(Path(config["run_dir"]) / "results.json", results)
     return results, training
@@ -117,6 +125,8 @@ def run_seeds(function, name, config):
     ]
     if config["resume"] == "none":
         open_run(config)
+    else:
+        first_only(add_seeds)(config)
     try:
         stacked = train_fresh(config, singles) if can_stack(config) else []
         ended = [run_one(function, name, single, single in stacked) for single in singles]
@@ -126,28 +136,47 @@ def run_seeds(function, name, config):
         if config["resume"] == "none" and rank() == 0 and not any(folder.glob("seed_*")):
             shutil.rmtree(folder, ignore_errors=True)  # it ended before any training began
         raise
-    runs, (training, *_) = zip(*ended, strict=True)
-    pick = {
-        f"{split}_{metric}": [r[split][metric] for r in runs]
-        for split in ("val", "test")
-        for metric in ("accuracy", "loss")
-    }
+    runs, trainings = zip(*ended, strict=True)
+    resumed = zip(trainings, singles, strict=True)
+    before = [training.seconds_before for training, single in resumed if single not in stacked]
+    longest_or_all = max if can_stack(config) else sum  # of a stack the same seconds passed
     results = {
         "exercise": name,
         "config": config,
         "seeds": config["seeds"],
         "runs": list(runs),
-        "mean": {key: fmean(values) for key, values in pick.items()},
-        "std": {key: stdev(v) if len(v) > 1 else None for key, v in pick.items()},
-        "seconds": time.perf_counter() - start,
+        **mean_and_std(runs),
+        "seconds": longest_or_all(before or [0]) + time.perf_counter() - start,
         "run_dir": config["run_dir"],
     }
     with disk_errors_explained(folder):
         if all((Path(run["run_dir"]) / "metrics.csv").is_file() for run in runs):
             draw_seeds(folder, [run["run_dir"] for run in runs])
         first_only(write_json)(folder / "results.json", results)
-    print(seeds_block(results, training), flush=True)
+    print(seeds_block(results, trainings[0]), flush=True)
     return results
+
+
+def mean_and_std(runs):
+    """{"mean", "std"} of what the runs of several seeds reached; of one there is no std."""
+    reached = {
+        f"{split}_{metric}": [run[split][metric] for run in runs]
+        for split in ("val", "test")
+        for metric in ("accuracy", "loss")
+    }
+    mean = {key: fmean(values) for key, values in reached.items()}
+    std = {key: stdev(v) if len(v) > 1 else None for key, v in reached.items()}
+    return {"mean": mean, "std": std}
+
+
+def add_seeds(config):
+    """Note the seeds in the run folder that is resumed; they may be more than before.
+
+    Raises ValueError where the config differs in anything else that the results depend on.
+    """
+    folder = config["resume"]
+    check_unchanged(read_run_config(folder) | {"seeds": config["seeds"]}, config)
+    write_json(Path(folder) / "config.json", config)
 
 
 def train_fresh(config, singles):

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Training:
-    """A finished training: the network with its best weights, its images, a row an epoch, and the
-    W&B run, still open."""
+    """A finished training: the network with its best weights, its images, a row an epoch, the
+    seconds of the epochs that were there before it was resumed, and the W&B run, still open."""
 
     exercise: str = ""
     model: object = None
     train_set: object = None
     val_set: object = None
     history: list = field(default_factory=list)
+    seconds_before: float = 0.0
     wandb: object = None
 
     @property

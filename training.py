@@ -18,7 +18,7 @@ from checkpoint import (
 )
 from checks import data_shape, first_line
 from compiled import make_step
-from config import RESUMABLE, complete_config, differences, flatten
+from config import check_unchanged, complete_config
 from dataset import ImageDataset, batches, derive_seed, shrink
 from distributed import (
     agreement,
@@ -97,7 +97,9 @@ def train_held(model, train_set, val_set, config, held):
     parts = {"model": model, "optimizer": optimizer, "scheduler": schedule}
     resumed = config["resume"] != "none"
     history, wandb_id = restore(parts, config) if resumed else ([], None)
+    before = sum(len(train_set) / row["train/images_per_second"] for row in history)
     leave_behind(model=model, train_set=train_set, val_set=val_set, history=history)
+    leave_behind(seconds_before=before)
     if len(history) >= config["epochs"]:  # a finished run is looked at again
         folder = open_run(config)
         first_only(write_metrics)(folder, history)
@@ -243,19 +245,7 @@ def keep_on(device, dataset):
 def restore(parts, config):
     """Load the last checkpoint of the run in config["resume"]; return (history, wandb_id)."""
     state = from_first(load_last, config["resume"])
-    changed = differences(state["config"], config)
-    started_with = flatten(state["config"])  # a key that came later has its default
-    changed = {
-        key: pair
-        for key, pair in changed.items()
-        if key in started_with and key.split(".")[0] not in RESUMABLE
-    }
-    if changed:
-        listed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
-        raise ValueError(
-            f"--resume {config['resume']}: the run was started with another config ({listed}); "
-            f"resume with the same, or start a new run"
-        )
+    check_unchanged(state["config"], config)
     for name, part in parts.items():
         load_weights(part, state[name], config["resume"])
     first_only(mend_best)(config["resume"], state["history"])

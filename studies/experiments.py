@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -44,6 +45,11 @@ class Experiment:
     def minutes(self):
         return self.results["seconds"] / 60
 
+    @property
+    def minutes_a_seed(self):
+        """Of seeds that were trained one by one."""
+        return fmean(run["seconds"] for run in self.runs) / 60
+
 
 def load_experiments(folder=RESULTS):
     """{name: Experiment} of all that was added."""
@@ -69,12 +75,19 @@ def add(run, results=RESULTS):
     name, folders = find_finished(run)
     target = results / name
     target.mkdir(parents=True, exist_ok=True)
-    for old in (*target.glob("metrics*.csv"), *target.glob("mirrored.json")):
-        old.unlink()
+    for pattern in ("metrics*.csv", "manifest*.json", "mirrored.json"):
+        for old in target.glob(pattern):
+            old.unlink()
+    first = folders[0] / "manifest.json"
+    shutil.copyfile(first, target / "manifest.json")
     for folder in folders:
-        suffix = f"-{folder.name}" if folder != Path(run) else ""
+        suffix, manifest = (
+            f"-{folder.name}" if folder != Path(run) else "",
+            folder / "manifest.json",
+        )
         shutil.copyfile(folder / "metrics.csv", target / f"metrics{suffix}.csv")
-    shutil.copyfile(folders[0] / "manifest.json", target / "manifest.json")
+        if manifest.read_bytes() != first.read_bytes():  # a seed that was trained apart
+            shutil.copyfile(manifest, target / f"manifest{suffix}.json")
     shutil.copyfile(Path(run) / "results.json", target / "results.json")
     add_weights(folders[0] / "checkpoints" / "best.pt", results / "weights" / f"{name}.pt")
     print(f"{run} is in {target}")

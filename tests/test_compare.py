@@ -24,6 +24,8 @@ def make_run(name, rows=0, results=None, **changes):
 
 
 FINISHED = {"val": {"accuracy": 0.7, "best_epoch": 3}, "test": {"accuracy": 0.65}, "seconds": 9.6}
+ACCURACIES = {"val_accuracy": 0.7, "test_accuracy": 0.65}
+ONE_OF_SEVERAL = {"mean": ACCURACIES, "std": dict.fromkeys(ACCURACIES), "seconds": 9.6}
 
 
 def test_runs_are_rows_with_the_keys_that_differ_and_what_they_have(capsys):
@@ -31,15 +33,17 @@ def test_runs_are_rows_with_the_keys_that_differ_and_what_they_have(capsys):
         make_run("day-a", 3, FINISHED),
         make_run("day-b", 2, lr=0.1),
         make_run("day-c", lr=0.1),
+        make_run("day-d", results=ONE_OF_SEVERAL),
     ]
     for _ in range(2):  # the figure of the first is among the files of the second
         compare([*names, *Path("runs").glob("compared.*")])
         lines = capsys.readouterr().out.splitlines()
-        assert [line.split() for line in lines[:4]] == [
+        assert [line.split() for line in lines[:5]] == [
             ["run", "validation", "epoch", "test", "seconds", "lr"],
             ["a", "0.7000", "3", "0.6500", "10", "0.001"],
             ["b", "0.6000", "2", "-", "-", "0.1"],
             ["c", "-", "-", "-", "-", "0.1"],
+            ["d", "0.7000", "-", "0.6500", "10", "0.001"],
         ]
         assert lines[-1] == "curves: runs/compared.png"
     assert Path("runs/compared.png").is_file()

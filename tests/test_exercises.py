@@ -9,6 +9,7 @@ import exercise_1_1
 import exercise_1_2
 import exercise_1_3
 import exercise_2_3
+from checkpoint import load_checkpoint, save_checkpoint
 
 SMALL = {"dataset": "digits", "epochs": 2, "lr": 3e-3, "device": "cpu", "wandb_mode": "disabled"}
 SMALL_CNN = exercise_2_3.config["model"] | {"layers": [16, 16]}
@@ -56,6 +57,39 @@ def test_several_seeds_give_mean_and_deviation(tmp_path):
     assert (tmp_path / "seeds" / "seed_4" / "results.json").is_file()
     single = smoke(exercise_1_1, tmp_path / "single", seed=4)
     assert single["test"]["accuracy"] == accuracies[1]
+
+
+@pytest.mark.parametrize("model", [exercise_1_1.config["model"], SMALL_CNN])
+def test_seeds_that_come_later_join_those_that_are_there(model, tmp_path):
+    folder = tmp_path / "seeds"
+    first = smoke(exercise_1_1, folder, model=model, seeds=[3])
+    weights = (folder / "seed_3" / "checkpoints" / "best.pt").read_bytes()
+    more = {"model": model, "seeds": [3, 4], "resume": str(folder)}
+    with pytest.raises(ValueError, match=r"lr 0\.003 -> 0\.1"):
+        smoke(exercise_1_1, folder, **more, lr=0.1)
+    assert json.loads((folder / "config.json").read_text())["seeds"] == [3]
+    both = smoke(exercise_1_1, folder, **more)
+    assert [run["config"]["seed"] for run in both["runs"]] == both["seeds"] == [3, 4]
+    assert both["runs"][0]["test"]["accuracy"] == first["runs"][0]["test"]["accuracy"]
+    assert (folder / "seed_3" / "checkpoints" / "best.pt").read_bytes() == weights
+    assert json.loads((folder / "config.json").read_text())["seeds"] == [3, 4]
+    with pytest.raises(ValueError, match="may get more"):
+        smoke(exercise_1_1, folder, **more | {"seeds": [4]})
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_parts(tmp_path):
+    folder = tmp_path / "seeds" / "seed_5"
+    results = smoke(exercise_1_3, tmp_path / "seeds", model=SMALL_CNN, seeds=[5])
+    assert results["seconds"] < 300
+    for name in ("best.pt", "last.pt"):
+        state = load_checkpoint(folder / "checkpoints" / name)
+        for row in state["history"]:
+            row["train/images_per_second"] = 1.0
+        save_checkpoint(folder / "checkpoints" / name, state)
+    more = {"model": SMALL_CNN, "resume": str(tmp_path / "seeds"), "epochs": 3}
+    again = smoke(exercise_1_3, tmp_path / "seeds", **more, seeds=[5])
+    slow = 2 * 1294  # of the 1,438 images nine in ten, in two of the three epochs
+    assert slow < again["runs"][0]["seconds"] < again["seconds"] < slow + 300
 
 
 def test_a_finished_run_resumes_to_the_same_results(tmp_path):

@@ -86,6 +86,9 @@ def test_what_a_run_leaves_is_taken_over_and_its_weights_judge_alike(digits_conf
         [run["test"]["accuracy"] for run in outcome["runs"]]
     )
     assert [len(rows) for rows in experiment.metrics] == [1, 1]
+    assert experiment.minutes_a_seed * 60 == pytest.approx(
+        sum(run["seconds"] for run in outcome["runs"]) / 2
+    )
     weights = tmp_path / "results" / "weights" / "exercise_1_1-several.pt"
     again = evaluate(*load_judged(Flags(str(weights))))
     assert again["accuracy"] == outcome["runs"][0]["test"]["accuracy"]
