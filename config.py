@@ -14,14 +14,14 @@ from checks import check_config, fit_model, rank
 from flags import find_flag, parse_flags
 from rules import MODELS, check_values, shown
 
-defaults = {
+defaults = {  # --help shows what stands beside a key
     # data
-    "data_dir": "data",
+    "data_dir": "data",  # the folder that data sets are read from and downloaded to
     "val_fraction": 0.1,  # share of the training images held out; the split is fixed by the seed
     "image_size": 0,  # pixels a side; larger images are shrunk to it, 0 takes them as they are
-    "resize": "squash",  # or "crop" or "pad": what happens to images that are not square
+    "resize": "squash",  # images that are not square are squashed, cropped or padded
     "hold_out_boxed": False,  # imagenette: train without the 366 images whose objects are boxed
-    "on_bad_image": "error",  # or "skip": pictures that cannot be read are left out and named
+    "on_bad_image": "error",  # "skip" leaves out pictures that cannot be read, and names them
     # augmentation of the training images
     "shift": 0,  # up to so many pixels in both directions
     "rotate": 0.0,  # up to so many degrees either way
@@ -32,12 +32,12 @@ defaults = {
     "flip": False,  # left-right, every image in every second epoch; not for digits
     "cutout": 0,  # a square of so many pixels is greyed out
     # optimisation
-    "optimizer": "adam",  # or "adamw", "sgd" (Nesterov), "muon" (for convolutions)
+    "optimizer": "adam",  # sgd has Nesterov momentum, muon is for convolutions
     "momentum": 0.9,  # sgd and muon alone read it
-    "weight_decay": 0.0,
-    "schedule": "constant",  # or "cosine", "one_cycle": the learning rate over the whole run
+    "weight_decay": 0.0,  # decoupled from the gradient in adamw and muon, added to it in the others
+    "schedule": "constant",  # of the learning rate over the whole run: or "cosine", "one_cycle"
     "warmup_epochs": 0.0,  # epochs in which the learning rate climbs from 0 to lr
-    "label_smoothing": 0.0,
+    "label_smoothing": 0.0,  # share of every label that is spread over all classes
     # run
     "seed": 0,  # fixes the split, the initial weights, the order, the augmentation and dropout
     "seeds": [],  # several: the experiment runs once a seed and reports mean and deviation
@@ -48,7 +48,7 @@ defaults = {
     "run_dir": "auto",  # runs/<exercise>/<date-time-dataset-model-seed>
     "resume": "none",  # a run folder: go on where it stopped
     "wandb_mode": "auto",  # online when logged in, else offline; "disabled" does not import it
-    "preset": "none",
+    "preset": "none",  # settings of the script that are laid over its config first
 }
 
 # what a resumed run may change: how long it runs and where it logs, not what it computes

@@ -20,7 +20,7 @@ from training import train
 
 config = defaults | {
     # data
-    "dataset": "mnist",  # or "digits", which needs no download
+    "dataset": "mnist",  # "digits" needs no download
     # model
     "model": {"kind": "mlp", "layers": [784, 64, 64, 10]},  # its ends follow the data set
     # optimisation

@@ -18,7 +18,7 @@ from training import train
 
 config = defaults | {
     # data
-    "dataset": "mnist",  # or "digits", which needs no download
+    "dataset": "mnist",  # "digits" needs no download
     # model
     "model": {
         "kind": "skip_mlp",  # "mlp" without "dropout" is the plain network

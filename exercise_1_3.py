@@ -20,7 +20,7 @@ from training import train
 
 config = defaults | {
     # data
-    "dataset": "cifar10",  # or "digits", which needs no download
+    "dataset": "cifar10",  # "digits" needs no download
     # model
     "model": {
         "kind": "cnn",
@@ -30,7 +30,7 @@ config = defaults | {
         "stride": 1,
         "padding": 1,
         "dropout": 0.3,
-        "residual": False,
+        "residual": False,  # skip connections around every layer but the first
         "whiten": False,  # a fixed first layer that makes the values of 2x2 patches uncorrelated
     },
     # optimisation

@@ -21,7 +21,7 @@ from training import train
 
 config = defaults | {
     # data
-    "dataset": "imagenette",  # or "digits", which needs no download
+    "dataset": "imagenette",  # "digits" needs no download
     "image_size": 128,
     # model
     "model": {

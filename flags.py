@@ -4,9 +4,16 @@ import contextlib
 import copy
 import difflib
 import io
-from typing import Literal, TypedDict
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, TypedDict
 
 import tyro
+
+from rules import CAM, CONFIG, KIND, MODELS, OPTIONAL
+
+NOTE = re.compile(r'^ +"(\w+)": .*?,  # (.+)$', re.MULTILINE)
 
 
 def find_flag(args, name):
@@ -19,13 +26,29 @@ def find_flag(args, name):
     return None
 
 
-def _annotation(config):
-    def kind(value):
-        if isinstance(value, dict):
-            return _annotation(value)
-        return list[int] if isinstance(value, list) else type(value)
+def read_notes(*files):
+    """{key: the comment beside it} of Python files, the first that has one: its line of --help."""
+    notes = {}
+    for file in files:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            found = NOTE.findall(Path(file).read_text(encoding="utf-8"))
+            notes = dict(reversed(found)) | notes
+    return notes
 
-    return TypedDict("Config", {key: kind(value) for key, value in config.items()})
+
+def _annotation(config, rules, notes):
+    """The type of a config, from its values; its rules and notes are what --help says of a key."""
+
+    def flag(key, value):
+        if isinstance(value, dict):
+            return _annotation(value, rules[key], notes)
+        names = rules[key].names
+        explained = names or isinstance(value, bool)
+        words = notes.get(key) or (None if explained else rules[key].words)
+        shown = tyro.conf.arg(help=words, metavar=f"{{{','.join(names)}}}" if names else None)
+        return Annotated[list[int] if isinstance(value, list) else type(value), shown]
+
+    return TypedDict("Config", {key: flag(key, value) for key, value in config.items()})
 
 
 def parse_flags(base, presets, args):
@@ -37,8 +60,11 @@ def parse_flags(base, presets, args):
     channels = [layer["channels"] if isinstance(layer, dict) else layer for layer in layers or []]
     if layers:
         base = base | {"model": base["model"] | {"layers": channels}}  # a flag takes numbers alone
-    kinds = _annotation(base)
-    kinds.__annotations__["preset"] = Literal[(*presets, base["preset"])]
+    sections = {"model": KIND | MODELS[base["model"]["kind"]], "cam": CAM}
+    notes = read_notes(Path(__file__).with_name("config.py"), sys.argv[0])
+    kinds = _annotation(base, CONFIG | OPTIONAL | sections, notes)
+    named = Literal[(*presets, base["preset"])]
+    kinds.__annotations__["preset"] = Annotated[named, tyro.conf.arg(help=notes["preset"])]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

@@ -52,13 +52,15 @@ def move(pixels, masks, background, rows, columns):
     return torch.where(where[:, None], shifted, background)
 
 
-def crop_around(pixels, box, share):
-    """The square part of one picture (C, H, W) of which `box` fills `share`, at the old size.
+def crop_around(pixels, boxes, mask, share):
+    """The square part of one picture (C, H, W) of which the object fills `share`, at the old size.
 
-    At most the whole picture, at least the box; moved where it would leave the picture.
+    `boxes` (n, 4) in [0, 1] are around it, `mask` (H, W) is true on it. At most the whole picture,
+    at least all boxes; moved where it would leave the picture.
     """
-    x0, y0, x1, y1 = box.tolist()
-    side = ((x1 - x0) * (y1 - y0) / share) ** 0.5
+    x0, y0 = boxes[:, :2].amin(0).tolist()
+    x1, y1 = boxes[:, 2:].amax(0).tolist()
+    side = (mask.float().mean().item() / share) ** 0.5
     side = min(1.0, max(side, x1 - x0, y1 - y0))
     left, top = (min(max((a + b - side) / 2, 0.0), 1 - side) for a, b in ((x0, x1), (y0, y1)))
     grid = F.affine_grid(

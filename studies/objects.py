@@ -89,12 +89,13 @@ def explain_3536(subject, boxed):
     """Is it the missing sky or the small parachute? P(parachute) as each of the two is mended."""
     position = boxed.indices.index(3536)
     classes = subject.dataset.classes
-    pixels, box = boxed.pixels[position], boxed.boxes[position][0]
-    mask, parachute = boxed.masks[position], classes.index("parachute")
+    pixels, mask, boxes = boxed.pixels[position], boxed.masks[position], boxed.boxes[position]
+    parachute = classes.index("parachute")
     small = float(mask.float().mean())
     shares = [s for s in (small, 0.05, 0.1, 0.2, 0.35, 0.5) if s >= small]
-    zooms = torch.stack([edits.crop_around(pixels, box, share) for share in shares])
-    skies = {"as it is": pixels, "on sky blue": None}
+    zooms = torch.stack([edits.crop_around(pixels, boxes, mask, share) for share in shares])
+    skies = {"as it is": pixels, "without the parachute": None, "on sky blue": None}
+    skies["without the parachute"] = edits.fill_smoothly(pixels[None], mask[None])[0]
     blue = torch.tensor([135.0, 190.0, 235.0]).view(3, 1, 1).expand_as(pixels)
     skies["on sky blue"] = edits.paste(pixels[None], mask[None], blue[None])[0]
     for index in (3535, 3537):

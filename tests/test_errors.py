@@ -1,6 +1,7 @@
 """Every way to hold it wrong ends in one line that names the thing, and leaves nothing behind."""
 
 import json
+import re
 import subprocess
 import sys
 import urllib.error
@@ -248,12 +249,29 @@ def test_a_preset_called_like_a_data_set_comes_with_it_and_is_announced(capsys):
     assert "lr 0.001" in capsys.readouterr().out
 
 
-def test_help_shows_the_defaults(capsys):
+def test_help_shows_the_defaults(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
     with pytest.raises(SystemExit) as stop:
         parse_config(exercise_1_1.config, {}, ["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("--model.layers", "784 64 64 10", "0.0001", "--seeds"))
+
+
+def test_help_says_what_stands_beside_a_key_and_which_names_it_takes(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr("sys.argv", [exercise_2_3.__file__])
+    with pytest.raises(SystemExit):
+        parse_config(exercise_2_3.config, exercise_2_3.presets, ["--help"])
+    shown = capsys.readouterr().out
+    for script in ("config.py", "exercise_2_3.py"):
+        source = (DATA.parent / script).read_text(encoding="utf-8").split("presets = {")[0]
+        notes = re.findall(r'^ +"\w+": .*,  # (.*)', source, re.MULTILINE)
+        assert len(notes) > 5
+        for note in notes:
+            assert note in shown
+    assert "{adam,adamw,sgd,muon}" in shown
+    assert "{constant,cosine,one_cycle}" in shown
 
 
 def test_the_script_itself_exits_with_code_2(tmp_path):

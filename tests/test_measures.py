@@ -263,14 +263,18 @@ def test_moving_by_nothing_is_pasting_and_what_leaves_is_lost():
     assert not edits.move(pixels, mask, ground, 60, 0).any()
 
 
-def test_a_crop_around_a_box_shows_it_at_the_share_asked_for():
+def test_a_crop_around_an_object_shows_all_of_it_at_the_share_asked_for():
     image = torch.zeros(3, SIZE, SIZE)
-    box = torch.tensor([0.125, 0.25, 0.25, 0.375])
-    image[:, box_mask(box[None], SIZE, SIZE)] = 255
-    for share in (1 / 64, 1 / 16, 1 / 4):
-        seen = (edits.crop_around(image, box, share) > 127).float().mean().item()
+    boxes = torch.tensor([[0.125, 0.25, 0.25, 0.375], [0.1875, 0.3125, 0.3125, 0.375]])
+    mask = box_mask(boxes, SIZE, SIZE)
+    image[:, mask] = 255
+    for share in (1 / 32, 1 / 16, 1 / 4, 1 / 2):
+        seen = (edits.crop_around(image, boxes, mask, share) > 127).float().mean().item()
         assert seen == pytest.approx(share, rel=0.15)
-    whole = edits.crop_around(image, torch.tensor([0.0, 0.0, 1.0, 1.0]), 0.5)
+    as_it_is = edits.crop_around(image, boxes, mask, mask.float().mean().item())
+    torch.testing.assert_close(as_it_is, image, atol=1e-3, rtol=0)
+    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    whole = edits.crop_around(image, whole, box_mask(whole, SIZE, SIZE), 0.5)
     torch.testing.assert_close(whole, image, atol=1e-3, rtol=0)
 
 
