@@ -2,7 +2,7 @@
 
     python exercise_1_2.py                      # 50 epochs, 55 s on 2 cores
     python exercise_1_2.py --dataset digits     # no download, 5 s
-    python exercise_1_2.py --dataset cifar10    # where an MLP stalls, skips or not
+    python exercise_1_2.py --dataset cifar10    # where it stalls at every second picture
     python exercise_1_2.py --seeds 0 1 2 3 4    # mean and standard deviation
 
 Five seeds on 2 cores of an AMD EPYC: test accuracy 0.9744 +- 0.0010, loss 0.087 +- 0.002.

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -100,8 +101,10 @@ def write_whole(path, text):
 
 def describe_process(device):
     """Command, commit, versions, device and threads of this process."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # of python -m
+    program = ["python", "-m", module.name] if module else [Path(sys.argv[0]).name]
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([*program, *sys.argv[1:]]),
         "commit": git_commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -156,7 +159,16 @@ def git_commit():
 def device_name(device):
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} {device.type}, {os.cpu_count()} cores"
+    instructions = torch.backends.cpu.get_cpu_capability()  # AVX2, AVX512, ...: bits depend on it
+    return f"{processor_name()} {device.type}, {os.cpu_count()} cores, {instructions}"
+
+
+def processor_name():
+    """What the processor calls itself, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def fingerprint(dataset):

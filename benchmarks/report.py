@@ -11,20 +11,15 @@ from statistics import median
 import torch
 
 from checkpoint import load_last
-from tracking import git_commit
+from tracking import git_commit, processor_name
 
 RESULTS = Path("results")
 
 
 def machine_name():
     """A word for this machine: its processor and the number of its cores."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(encoding="utf-8").splitlines()
-        names = [line for line in lines if line.startswith("model name")]
-        model = names[0].split(":")[1].strip() if names else model
-    word = "".join(c if c.isalnum() else "-" for c in model.lower()).strip("-")
+    model = processor_name().lower()
+    word = "".join(c if c.isalnum() else "-" for c in model).strip("-")
     return f"{word}-{os.cpu_count()}-cores"
 
 

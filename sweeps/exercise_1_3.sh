@@ -1,7 +1,7 @@
 #!/bin/sh
 # A grid over flags, without an account: a run a point, then the table of them all.
 #
-#     sh sweeps/exercise_1_3.sh                       # about 8 minutes a point on 2 cores
+#     sh sweeps/exercise_1_3.sh                       # about 11 minutes a point on 2 cores
 #     sh sweeps/exercise_1_3.sh --dataset digits      # flags are those of the exercise
 #
 # Stopped and started again, it goes on where it was.

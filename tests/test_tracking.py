@@ -8,9 +8,12 @@ import sys
 import time
 import urllib.parse
 import urllib.request
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 from conftest import DATA
 from tensorboard import program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import exercise_1_1
 from dataset import load_datasets
 from models import build_model
+from tracking import describe_process
 from training import train
 
 
@@ -130,6 +134,18 @@ def test_disabled_does_not_even_import_wandb(forks):
     offline = forks.start("exercise_1_1.py", *flags, hook=["forks", "without_wandb"])
     offline.wait()
     assert "wandb" in offline.err  # so the hook hides it
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [("studies.mirrored", "python -m studies.mirrored 'a b'"), (None, "mirrored.py 'a b'")],
+)
+def test_the_manifest_tells_how_to_start_it_again(monkeypatch, module, command):
+    program = ModuleType("__main__")
+    program.__spec__ = module and ModuleSpec(module, None)
+    monkeypatch.setitem(sys.modules, "__main__", program)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/studies/mirrored.py", "a b"])
+    assert describe_process(torch.device("cpu"))["command"] == command
 
 
 def test_results_json_has_the_promised_keys(digits_config):
