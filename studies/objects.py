@@ -86,7 +86,8 @@ def swap(subject, boxed, empty, generator):
 
 
 def explain_3536(subject, boxed):
-    """Is it the missing sky or the small parachute? P(parachute) as each of the two is mended."""
+    """Is it what stands around the parachute or its size? P(parachute) as each is mended: cut out
+    closer (both), enlarged on what stands around it (size), pasted on skies (surroundings)."""
     position = boxed.indices.index(3536)
     classes = subject.dataset.classes
     pixels, mask, boxes = boxed.pixels[position], boxed.masks[position], boxed.boxes[position]
@@ -94,8 +95,11 @@ def explain_3536(subject, boxed):
     small = float(mask.float().mean())
     shares = [s for s in (small, 0.05, 0.1, 0.2, 0.35, 0.5) if s >= small]
     zooms = torch.stack([edits.crop_around(pixels, boxes, mask, share) for share in shares])
-    skies = {"as it is": pixels, "without the parachute": None, "on sky blue": None}
-    skies["without the parachute"] = edits.fill_smoothly(pixels[None], mask[None])[0]
+    own = edits.fill_smoothly(pixels[None], mask[None])
+    white = mask.float().expand_as(pixels)
+    masks = torch.stack([edits.crop_around(white, boxes, mask, share)[0] > 0.5 for share in shares])
+    larger = edits.paste(zooms, masks, own)
+    skies = {"as it is": pixels, "without the parachute": own[0]}
     blue = torch.tensor([135.0, 190.0, 235.0]).view(3, 1, 1).expand_as(pixels)
     skies["on sky blue"] = edits.paste(pixels[None], mask[None], blue[None])[0]
     for index in (3535, 3537):
@@ -103,9 +107,14 @@ def explain_3536(subject, boxed):
         empty = edits.fill_smoothly(boxed.pixels[[other]], boxed.masks[[other]])
         skies[f"on the sky of {index}"] = edits.paste(pixels[None], mask[None], empty)[0]
         skies[f"the sky of {index} alone"] = empty[0]
-    known = subject.predict(torch.cat([zooms, torch.stack(list(skies.values()))]))[:, parachute]
-    of_skies = dict(zip(skies, known[len(shares) :].tolist(), strict=True))
-    return {"object_share": shares, "enlarged": known[: len(shares)].tolist(), "skies": of_skies}
+    known = subject.predict(torch.cat([zooms, larger, torch.stack(list(skies.values()))]))
+    cut, enlarged, of_skies = known[:, parachute].split([len(shares), len(shares), len(skies)])
+    return {
+        "object_share": shares,
+        "cut_out": cut.tolist(),
+        "enlarged": enlarged.tolist(),
+        "skies": dict(zip(skies, of_skies.tolist(), strict=True)),
+    }
 
 
 def describe_six(subject, boxed):

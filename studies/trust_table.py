@@ -126,11 +126,15 @@ def sky_table(study):
 def table_3536(study):
     found = study["3536"]
     rows = [
-        (f"enlarged, the parachute fills {share:.0%}", f"{p:.2f}")
-        for share, p in zip(found["object_share"], found["enlarged"], strict=True)
+        (f"{words} {share:.0%}", f"{p:.2f}")
+        for key, words in (
+            ("cut_out", "cut out, so that the parachute fills"),
+            ("enlarged", "the parachute enlarged on the rest, to"),
+        )
+        for share, p in zip(found["object_share"], found[key], strict=True)
     ]
     rows += [(name, f"{p:.2f}") for name, p in found["skies"].items()]
-    return f"Image 3536: sky or size?\n{columns(('picture', 'P(parachute)'), rows)}"
+    return f"Image 3536: surroundings or size?\n{columns(('picture', 'P(parachute)'), rows)}"
 
 
 def curve_table(study):
