@@ -13,9 +13,10 @@ from torch.nn import functional as F
 FILE = "imagenette_boxes.csv"
 
 
-def load_boxes(data_dir, split):
+def load_boxes(data_dir, split, resize="squash"):
     """{index of the image in the sorted split "train" or "val": boxes (n, 4)}.
 
+    They are those of the square pictures that `resize` makes; what a crop leaves out has none.
     Empty where data_dir holds no imagenette_boxes.csv. Raises ValueError where it is not one.
     """
     path = Path(data_dir) / FILE
@@ -26,13 +27,15 @@ def load_boxes(data_dir, split):
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 if row["split"] == split:
-                    scale = (float(row["width"]), float(row["height"])) * 2
-                    corners = (float(row[key]) for key in ("x0", "y0", "x1", "y1"))
-                    box = [corner / side for corner, side in zip(corners, scale, strict=True)]
-                    boxes.setdefault(int(row["index"]), []).append(box)
+                    sides = torch.tensor([float(row["width"]), float(row["height"])])
+                    corners = torch.tensor([float(row[key]) for key in ("x0", "y0", "x1", "y1")])
+                    shown = {"squash": sides, "crop": sides.min(), "pad": sides.max()}[resize]
+                    box = ((corners.view(2, 2) - (sides - shown) / 2) / shown).clamp(0, 1)
+                    if (box[0] < box[1]).all():
+                        boxes.setdefault(int(row["index"]), []).append(box.flatten())
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or of another form: {error!r}") from None
-    return {index: torch.tensor(found).clamp(0, 1) for index, found in boxes.items()}
+    return {index: torch.stack(found) for index, found in boxes.items()}
 
 
 def box_mask(boxes, height, width):

@@ -225,7 +225,9 @@ def _to_array(image, config):
     size = (config["image_size"],) * 2
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
-    if image.mode == "I;16":  # 16 bits of grey: the upper eight
+    if image.mode in ("F", "I"):
+        raise ValueError("its grey has no known range: save it with 8 or 16 bits")
+    if image.mode.startswith("I;16"):  # 16 bits of grey: the upper eight
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image = image.convert("RGB")
     if image.size != size:

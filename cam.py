@@ -154,7 +154,8 @@ def cam(model: CNN | ResNet18, dataset: ImageDataset, config: dict) -> list[dict
     indices = choose_images(dataset, config)
     contrast = find_contrast(config["cam"]["contrast"], dataset.classes)
     activation = activate(model, dataset, indices, contrast=contrast)
-    boxes = load_boxes(config["data_dir"], "val") if dataset.name == "imagenette" else {}
+    boxed = dataset.name == "imagenette"
+    boxes = load_boxes(config["data_dir"], "val", config["resize"]) if boxed else {}
     paths: list[str] = []
     drawn_of_class: dict[int, int] = {}
     for index in indices:

@@ -195,6 +195,9 @@ def load_weights(part, state, source):
 def load_model(path: str | Path) -> tuple[nn.Module, dict]:
     """(model in eval mode with the weights saved at `path`, config it was trained with)."""
     state = load_checkpoint(path)
-    model = build_model(state["config"])
+    config, data = dict(state["config"]), state.get("data")
+    if "pretrained" in config["model"]:
+        config["model"] = config["model"] | {"pretrained": False}  # its weights are in the file
+    model = build_model(config, data and (tuple(data["shape"]), len(data["classes"])))
     load_weights(model, state["model"], path)
     return model.eval(), state["config"]

@@ -36,10 +36,21 @@ def check_config(config):
             f"optimizer 'muon' steps the kernels of convolutions, which model.kind {kind!r} does "
             f"not have: --optimizer adamw"
         )
+    if config["schedule"] == "one_cycle" and config["warmup_epochs"]:
+        raise ValueError(
+            f"warmup_epochs {config['warmup_epochs']:g}: schedule 'one_cycle' climbs by itself; "
+            f"leave it 0, or take --schedule cosine"
+        )
+    explained = config.get("checkpoint", "none")
+    if explained != "none" and config["resume"] != "none" and not _restarted():
+        raise ValueError(
+            f"--checkpoint {explained} is drawn in a run folder of its own, --resume "
+            f"{config['resume']} goes on with a training: name one of the two"
+        )
     _check_shares(config["batch_size"])
     _check_fixed_sizes(config)
     _check_crop_size(config)
-    _check_device(config["device"])
+    check_device(config["device"])
     _check_run_dir(config)
     return config
 
@@ -74,27 +85,28 @@ def data_shape(config):
     return (3, size, size), len(classes)
 
 
-def fit_model(config):
-    """config["model"] with the sizes that the data set fixes.
+def fit_model(config, known=None):
+    """config["model"] with the sizes that the data set fixes: `known`, as `data_shape` gives them,
+    where the data need not be there.
 
     A CNN takes image_size, in_channels and num_classes from the data. The first and last size of an
     MLP are checked against it; ends that were written for another known data set follow this one.
     """
     model = copy.deepcopy(config["model"])
     if model["kind"] == "resnet18":
-        return {"num_classes": data_shape(config)[1]} | model
+        return {"num_classes": (known or data_shape(config))[1]} | model
     if model["kind"] == "cnn":
         if not {"image_size", "in_channels", "num_classes"} <= model.keys():
-            (channels, size, _), num_classes = data_shape(config)
+            (channels, size, _), num_classes = known or data_shape(config)
             fixed = {"image_size": size, "in_channels": channels, "num_classes": num_classes}
             model = fixed | model
         return model
     if len(model["layers"]) < 2 + (model["kind"] == "skip_mlp"):
         raise ValueError(f"model.layers is too short for a {model['kind']}: {model['layers']}")
-    shape, num_classes = data_shape(config)
-    known = [math.prod(entry[0]) for entry in DATASETS.values() if entry]
+    shape, num_classes = known or data_shape(config)
+    usual = [math.prod(entry[0]) for entry in DATASETS.values() if entry]
     for position, needed, others, what in (
-        (0, math.prod(shape), known, f"the {' x '.join(map(str, shape))} values of an image"),
+        (0, math.prod(shape), usual, f"the {' x '.join(map(str, shape))} values of an image"),
         (-1, num_classes, [10], "the number of classes"),
     ):
         given = model["layers"][position]
@@ -146,7 +158,8 @@ def _check_crop_size(config):
         )
 
 
-def _check_device(device):
+def check_device(device):
+    """Raise ValueError for a name that is no device, or none that is here."""
     if device in ("auto", "cpu"):
         return
     import torch
@@ -159,6 +172,11 @@ def _check_device(device):
         raise ValueError(
             f"device {device!r} is not here ({count} {kind} devices): use --device auto or cpu"
         )
+
+
+def _restarted():
+    """Whether torchrun started this process again, in the run folder of the first attempt."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def _check_run_dir(config):
@@ -174,8 +192,7 @@ def _check_run_dir(config):
             f"run_dir {folder}: its last part must be the name of a new folder, of at most "
             f"{LONGEST_NAME} bytes"
         )
-    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # it was made by itself
-    if config["run_dir"] != "auto" and folder.exists() and not restarted:
+    if config["run_dir"] != "auto" and folder.exists() and not _restarted():
         if not folder.is_dir():
             raise ValueError(f"run_dir {folder} is a file; name a folder")
         if any(folder.iterdir()):

@@ -62,13 +62,14 @@ def next_commands(results, has_map):
     if offline := sorted(folder.glob("wandb/offline-run-*" if single else "*/wandb/offline-run-*")):
         rows.append(("upload to W&B", spelled(*tool("wandb"), "sync", *offline)))
     first = folder if single else results["runs"][0]["run_dir"]
-    judged = spelled(python(), script("evaluate.py"), first)
+    explained = config.get("checkpoint", "none")
+    judged = spelled(python(), script("evaluate.py"), first if explained == "none" else explained)
     rows.append(("every class" if single else "every class, of one seed", judged))
-    if config.get("checkpoint", "none") != "none":
+    if explained != "none":
         return rows
     if has_map:
         best = Path(first) / "checkpoints" / "best.pt"
-        explained = spelled(python(), script("exercise_2_3.py"), "--checkpoint", best)
-        rows.append(("what it looks at", explained))
+        looked = spelled(python(), script("exercise_2_3.py"), "--checkpoint", best)
+        rows.append(("what it looks at", looked))
     longer = ("--resume", folder, "--epochs", 2 * config["epochs"])
     return [*rows, ("train on", spelled(python(), exercise, *longer))]

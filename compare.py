@@ -18,6 +18,8 @@ def compare(paths):
     ValueError for a folder that holds no run.
     """
     paths = [path for path in map(Path, paths) if path.stem != "compared"]
+    if not paths:
+        raise ValueError("there are only figures of earlier comparisons there: name run folders")
     runs = [read_run(path) for path in paths]
     print(compared(runs, shutil.get_terminal_size().columns))
     figure = paths[0].parent / "compared.png"

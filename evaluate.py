@@ -95,12 +95,17 @@ def report(result, classes):
 def load_judged(flags):
     """(model, data set) that the flags name, the images normalised as the network was trained."""
     path = Path(flags.run)
+    if seeds := sorted(path.glob("seed_*")):
+        names = ", ".join(map(str, seeds))
+        raise ValueError(f"{path} is of several seeds: name one of {names}")
     path = path / "checkpoints" / "best.pt" if path.is_dir() else path
     model, config = load_model(path)
     about, chosen = load_checkpoint(path)["data"], dict(config)
     for key in ("dataset", "data_dir"):
         chosen[key] = getattr(flags, key) or config[key]
     chosen["image_size"] = about["shape"][-1]
+    if chosen["dataset"] != config["dataset"]:
+        chosen["hold_out_boxed"] = False  # of another there are no boxes
     train_set, val_set, test_set = load_datasets(chosen)
     dataset = {"train": train_set, "val": val_set, "test": test_set}[flags.split]
     if dataset.classes != about["classes"]:
@@ -108,7 +113,16 @@ def load_judged(flags):
             f"{path} knows the classes {', '.join(about['classes'][:12])}; {chosen['dataset']} in "
             f"{chosen['data_dir']} has {', '.join(dataset.classes[:12])}: name data of the same"
         )
-    return model, replace(dataset, mean=about["mean"], std=about["std"])
+    images, shape = dataset.images, list(dataset.images.shape[1:])
+    if about["shape"] == [1, *shape[1:]] and isinstance(images, torch.Tensor):
+        images = images.float().mean(1, keepdim=True).round().to(torch.uint8)  # in grey
+    elif about["shape"] != shape:
+        wanted, there = (" x ".join(map(str, sides)) for sides in (about["shape"], shape))
+        raise ValueError(
+            f"{path} takes images of {wanted}, those of {chosen['dataset']} are {there}: name data "
+            f"of its size, or larger pictures"
+        )
+    return model, replace(dataset, images=images, mean=about["mean"], std=about["std"])
 
 
 @dataclass

@@ -84,6 +84,10 @@ def main(config):
 def explain(config):
     """Draw the maps of a trained network, on the data that it was trained for."""
     model, trained = load_model(config["checkpoint"])
+    if not hasattr(model, "features"):
+        raise ValueError(f"--checkpoint {config['checkpoint']} is of an MLP, which has no maps")
+    if config["data_dir"] == defaults["data_dir"]:
+        config = config | {"data_dir": trained["data_dir"]}
     _, val_set, test_set = load_datasets(trained | {"data_dir": config["data_dir"]})
     choose_images(test_set, config)
     open_run(config)

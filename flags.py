@@ -46,7 +46,10 @@ def _annotation(config, rules, notes):
         explained = names or isinstance(value, bool)
         words = notes.get(key) or (None if explained else rules[key].words)
         shown = tyro.conf.arg(help=words, metavar=f"{{{','.join(names)}}}" if names else None)
-        return Annotated[list[int] if isinstance(value, list) else type(value), shown]
+        kind = list[int] if isinstance(value, list) else type(value)
+        if kind is int and rules[key].words.startswith("a number"):
+            kind = float  # written as 1, it may still become 0.5
+        return Annotated[kind, shown]
 
     return TypedDict("Config", {key: flag(key, value) for key, value in config.items()})
 

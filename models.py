@@ -224,15 +224,15 @@ def download(weights):
 MODELS = {"mlp": MLP, "skip_mlp": SkipMLP, "cnn": CNN, "resnet18": ResNet18}
 
 
-def build_model(config: dict) -> nn.Module:
+def build_model(config: dict, known: tuple | None = None) -> nn.Module:
     """The network of config["model"], its weights drawn from config["seed"].
 
-    Sizes that the data set fixes are filled in where they are missing, so this also rebuilds a
-    network from the config of a checkpoint. The global random state is left as it was. Raises
-    ValueError where the weights do not fit in the memory.
+    Sizes that the data set fixes are filled in where they are missing, from `known`, ((C, H, W), K)
+    of a data set that need not be there, or from the config. The global random state is left as it
+    was. Raises ValueError where the weights do not fit in the memory.
     """
     config = defaults | config
-    model = fit_model(config)
+    model = fit_model(config, known)
     if "layers" in model and model["kind"] != "cnn":
         model["layer_sizes"] = model.pop("layers")
     with torch.random.fork_rng(devices=[]):

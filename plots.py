@@ -15,6 +15,7 @@ TRAIN, VAL = "#0072b2", "#d55e00"  # Okabe and Ito: safe for colour-blind reader
 SPLITS = (("train", TRAIN, "-"), ("val", VAL, "--"))
 NAMES = {"train": "training", "val": "validation"}
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+MOST_NAMED = 60  # classes of a confusion matrix; of more it is drawn without their names
 STYLES, MARKERS = ("-", "--", "-.", ":"), "osv^D*PXh"  # so that grey print tells them apart, too
 
 
@@ -103,7 +104,7 @@ def draw_compared(runs, path):
 def draw_confusion(confusion, classes, run_dir):
     """plots/confusion.png: `confusion` (K, K) counts, rows true, coloured by the row's shares."""
     shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
-    side = 2.6 + 0.42 * len(classes)
+    side = 2.6 + 0.42 * min(len(classes), MOST_NAMED)
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
@@ -116,8 +117,9 @@ def draw_confusion(confusion, classes, run_dir):
                     axis.text(
                         predicted, true, count, ha="center", va="center", color=colour, size=7
                     )
-    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axis.set_yticks(range(len(classes)), classes)
+    if len(classes) <= MOST_NAMED:
+        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+        axis.set_yticks(range(len(classes)), classes)
     axis.set(xlabel="predicted class", ylabel="true class")
     figure.colorbar(image, label="share of the true class", shrink=0.8)
     save_figure(figure, Path(run_dir) / "plots" / "confusion.png")

@@ -130,6 +130,21 @@ def write_manifest(folder, config, train_set, device):
 
 
 @first_only
+def check_same_data(folder, train_set):
+    """Raise ValueError where the run in `folder` was started with other training images: some of
+    those that it held out may be among these."""
+    known = None
+    with contextlib.suppress(OSError, ValueError):
+        manifest = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))
+        known = manifest.get("data_sha256")
+    if known not in (None, fingerprint(train_set)):
+        raise ValueError(
+            f"--resume {folder}: the training images are not those that it was started with "
+            f"(data_sha256 in its manifest.json): bring those back, or start a new run"
+        )
+
+
+@first_only
 def note_resumed(folder, config, epoch, device):
     """Add to the manifest that the run goes on, after `epoch` epochs, and by what."""
     write_json(folder / "config.json", config)

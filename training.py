@@ -16,7 +16,7 @@ from checkpoint import (
     mend_best,
     save_checkpoint,
 )
-from checks import data_shape, first_line
+from checks import check_device, data_shape, first_line
 from compiled import make_step
 from config import check_unchanged, complete_config
 from dataset import ImageDataset, batches, derive_seed, shrink
@@ -50,6 +50,7 @@ from steps import (
 )
 from tracking import (
     Tracker,
+    check_same_data,
     note_resumed,
     only_warned,
     only_writer,
@@ -82,7 +83,7 @@ def train(
 
 def train_held(model, train_set, val_set, config, held):
     """`train` with a checked config; the run folder is entered into the ExitStack `held`."""
-    check_last_batch(model, train_set, config["batch_size"])
+    check_last_batch(model, train_set, config)
     check_crops(model, train_set.images.shape[1], config["crop_size"])
     device = choose_device(config["device"])
     if device.type == "cpu" and convolves(model):
@@ -97,6 +98,8 @@ def train_held(model, train_set, val_set, config, held):
     parts = {"model": model, "optimizer": optimizer, "scheduler": schedule}
     resumed = config["resume"] != "none"
     history, wandb_id = restore(parts, config) if resumed else ([], None)
+    if resumed:
+        check_same_data(config["resume"], train_set)
     before = sum(len(train_set) / row["train/images_per_second"] for row in history)
     leave_behind(model=model, train_set=train_set, val_set=val_set, history=history)
     leave_behind(seconds_before=before)
@@ -176,16 +179,18 @@ def take_best(model, folder, history):
     return [row["val/accuracy"] for row in history], [row["val/loss"] for row in history]
 
 
-def check_last_batch(model, train_set, batch_size):
+def check_last_batch(model, train_set, config):
     """Raise ValueError where a batch of one image leaves BatchNorm one value a channel; of several
     processes, where the share of one does."""
+    batch_size = config["batch_size"]
     last = (len(train_set) % batch_size or batch_size) // world()
     if last > 1 or not convolves(model):
         return
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             trial = copy.deepcopy(model).train()
-            trial(train_set.normalise(train_set.images[:1]).to(next(model.parameters()).device))
+            image = train_set.normalise(shrink(train_set.images[:1], config["crop_size"]))
+            trial(image.to(next(model.parameters()).device))
     except ValueError:
         part = "batch" if world() == 1 else "share"
         raise ValueError(
@@ -228,7 +233,8 @@ def memory_errors_explained(config):
 
 def choose_device(name):
     """CUDA when available, then MPS, then CPU, unless `name` says which; of several GPUs each
-    process has its own."""
+    process has its own. Raises ValueError for one that is not here."""
+    check_device(name)
     if name == "auto":
         fallback = "mps" if torch.backends.mps.is_available() else "cpu"
         name = "cuda" if torch.cuda.is_available() else fallback

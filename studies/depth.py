@@ -77,7 +77,7 @@ class Flags:
     """auto takes a GPU where there is one"""
     data_dir: str = "data"
     out: str | None = None
-    """results/depth/<network> where it is left out"""
+    """results/depth/<network> where it is left out, runs/depth/<network> on other data"""
     redraw: str | None = None
     """a folder with results.json: draws table and figures anew and computes nothing"""
 
@@ -168,7 +168,9 @@ def main(flags):
     settings, device = complete(flags), choose_device(flags.device)
     if device.type == "cpu" and settings["network"] != "cnn":
         torch.set_num_threads(1)  # two meet more often than they help in matrices this small
-    out = Path(flags.out or f"results/depth/{settings['network']}")
+    published = settings["dataset"] == NETWORKS[flags.network]["dataset"]
+    folder = "results" if published else "runs"
+    out = Path(flags.out or f"{folder}/depth/{settings['network']}")
     cells = measure_all(cell_configs(settings), out / "cells", flags.data_dir, device)
     found = about("studies.depth", cells, device)
     write_json(out / "results.json", found | {"settings": settings, "cells": cells})

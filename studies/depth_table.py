@@ -35,12 +35,12 @@ def last_of(results, arm, depth, key):
 
 
 def spread(values, scale=1.0, digits=2, sign=""):
-    """Mean and standard deviation over the seeds, like 97.53 +- 0.12."""
+    """Mean and standard deviation over the seeds, like 97.53 +- 0.12; of one seed 97.53."""
     if None in values:
         return "not finite"
     values = [scale * value for value in values]
-    deviation = stdev(values) if len(values) > 1 else 0.0
-    return f"{fmean(values):{sign}.{digits}f} +- {deviation:.{digits}f}"
+    deviation = f" +- {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{fmean(values):{sign}.{digits}f}{deviation}"
 
 
 def table_of(results):

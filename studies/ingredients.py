@@ -52,7 +52,8 @@ class Flags:
     epochs: int = 10
     dataset: Literal["cifar10", "digits"] = "cifar10"
     data_dir: str = "data"
-    out: str = "results/ingredients"
+    out: str | None = None
+    """results/ingredients where it is left out, runs/ingredients on digits"""
 
 
 def narrowed(layers, divisor):
@@ -119,7 +120,8 @@ def main(flags):
     }.items():
         if not rule.holds(getattr(flags, key)):
             raise ValueError(f"--{key} must be {rule.words}, got {getattr(flags, key)}")
-    device, out = choose_device("auto"), Path(flags.out)
+    folder = "results" if flags.dataset == "cifar10" else "runs"
+    device, out = choose_device("auto"), Path(flags.out or f"{folder}/ingredients")
     measure = seed_by_seed(measure_cell, flags.data_dir, device)
     cells = run_cells(cell_configs(flags), out / "cells", measure, name_cell, describe_cell)
     found = about("studies.ingredients", cells, device)

@@ -42,6 +42,10 @@ def measure(run):
 @exit_cleanly
 def main(flags):
     name, _ = find_finished(flags.run)
+    if not (Path(flags.out) / name).is_dir():
+        raise FileNotFoundError(
+            f"no {Path(flags.out) / name}: python -m studies.report --add {flags.run} makes it"
+        )
     measured = measure(flags.run) | describe_process(torch.device("cpu"))
     write_json(Path(flags.out) / name / "mirrored.json", measured)
     print(json.dumps({key: measured[key] for key in ("plain", "mirrored")}))

@@ -82,7 +82,7 @@ def main(flags):
             f"{flags.checkpoint} is of a {config['model']['kind']} on {config['dataset']}; the "
             f"study needs a CNN on imagenette: python exercise_2_3.py --preset best"
         )
-    boxes = {split: load_boxes(flags.data_dir, split) for split in ("val", "train")}
+    boxes = {s: load_boxes(flags.data_dir, s, config["resize"]) for s in ("val", "train")}
     if not boxes["val"]:
         raise FileNotFoundError(
             f"no {FILE} in {flags.data_dir}: the study needs the boxes of Imagenette's objects, "

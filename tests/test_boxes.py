@@ -3,10 +3,12 @@
 import pytest
 import torch
 from conftest import DATA
+from PIL import Image
 
 import dataset
 import exercise_1_3
 from boxes import FILE, box_mask, energy_inside, load_boxes
+from cache import read_image
 
 HEAD = "split,index,path,width,height,x0,y0,x1,y1"
 
@@ -26,6 +28,18 @@ def test_boxes_are_shares_of_the_picture_grouped_by_image(tmp_path):
     assert boxes.keys() == {3}
     assert torch.equal(boxes[3], torch.tensor([[0.25, 0.1, 0.5, 0.6], [0, 0, 1, 1]]))
     assert load_boxes(tmp_path / "nowhere", "val") == {}
+
+
+def test_boxes_follow_a_crop_and_a_border(tmp_path):
+    write(tmp_path, "val,3,a,200,100,50,10,150,60", "val,4,a,200,100,0,0,40,100")
+    found = {resize: load_boxes(tmp_path, "val", resize) for resize in ("squash", "crop", "pad")}
+    assert found["crop"].keys() == {3}  # the other lies where the crop does not reach
+    picture = Image.new("L", (200, 100))
+    picture.paste(255, (50, 10, 150, 60))
+    picture.save(tmp_path / "a.png")
+    for resize, boxes in found.items():
+        seen = read_image(tmp_path / "a.png", {"image_size": 40, "resize": resize})[0] > 127
+        assert torch.equal(torch.from_numpy(seen), box_mask(boxes[3], 40, 40)), resize
 
 
 def test_a_damaged_file_is_named(tmp_path):

@@ -15,8 +15,10 @@ import exercise_1_1
 import exercise_1_2
 import exercise_1_3
 import exercise_2_3
+from checkpoint import save_checkpoint
 from config import parse_config
 from experiment import exit_cleanly
+from models import build_model
 
 WRONG = [
     (exercise_1_1, "--learning_rate 3", "--learning_rate", "--lr"),
@@ -94,6 +96,9 @@ WRONG = [
     (exercise_2_3, "--cam.indices -1", "cam.indices", "-1"),
     (exercise_2_3, "--cam.per_class -1", "cam.per_class", "-1"),
     (exercise_2_3, "--checkpoint best.pt", "best.pt", "train one first"),
+    (exercise_2_3, "--checkpoint a.pt --resume finished", "a.pt", "one of the two"),
+    (exercise_2_3, "--checkpoint mlp.pt", "mlp.pt", "no maps"),
+    (exercise_1_1, "--schedule one_cycle --warmup_epochs 2", "warmup_epochs", "cosine"),
     (exercise_2_3, "--checkpoint file", "file", "checksum"),
 ]
 
@@ -116,6 +121,10 @@ def surroundings(picture_folder, monkeypatch):
     Path("taken").mkdir()
     Path("taken/results.json").write_text("{}")
     Path("file").write_text("a file")
+    mlp = {"dataset": "digits", "model": {"kind": "mlp", "layers": [64, 10]}}
+    about = {"classes": list("0123456789"), "mean": [0.5], "std": [0.2], "shape": [1, 8, 8]}
+    state = {"epoch": 1, "model": build_model(exercise_1_1.config | mlp).state_dict()}
+    save_checkpoint("mlp.pt", state | {"config": exercise_1_1.config | mlp, "data": about})
 
     def no_network(*arguments, **options):
         raise urllib.error.URLError("no network")

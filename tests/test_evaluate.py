@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import classification_report
 
 import exercise_1_1
-from evaluate import Flags, Mirrored, evaluate, load_judged, report
-from models import CNN
+from checkpoint import save_checkpoint
+from evaluate import Flags, Mirrored, evaluate, load_judged, main, report
+from models import CNN, build_model
 
 
 @pytest.fixture
@@ -70,6 +72,37 @@ def test_data_of_other_classes_are_refused_by_name(finished, picture_folder):
     flags = Flags(str(folder), dataset="image_folder", data_dir=str(picture_folder(size=8)))
     with pytest.raises(ValueError, match=r"knows the classes 0, 1, .* has cat, dog"):
         load_judged(flags)
+
+
+def test_a_network_of_grey_images_sees_coloured_pictures_in_grey(finished, tmp_path):
+    folder, _ = finished
+    for number in range(10):
+        (tmp_path / "train" / str(number)).mkdir(parents=True)
+        for name in ("a", "b"):
+            grey = Image.new("L", (8, 8), 20 * number + ord(name) - ord("a"))
+            grey.convert("RGB").save(tmp_path / "train" / str(number) / f"{name}.png")
+    flags = Flags(str(folder), split="train", dataset="image_folder", data_dir=str(tmp_path))
+    _, dataset = load_judged(flags)
+    assert dataset.images.shape[1:] == (1, 8, 8)
+    above = dataset.images[:, 0].int() - 20 * dataset.labels[:, None, None]
+    assert set(above.unique().tolist()) <= {0, 1}
+
+
+def test_images_of_another_size_are_refused():
+    about = {"classes": list("0123456789"), "mean": [0.5], "std": [0.2], "shape": [1, 28, 28]}
+    state = {"epoch": 1, "model": build_model(exercise_1_1.config).state_dict(), "data": about}
+    save_checkpoint("best.pt", state | {"config": exercise_1_1.config})
+    with pytest.raises(ValueError, match=r"takes images of 1 x 28 x 28, those of digits are 1 x 8"):
+        load_judged(Flags("best.pt", dataset="digits"))
+
+
+def test_a_run_of_several_seeds_names_them_and_a_device_that_is_not_here_is_refused(tmp_path):
+    for seed in (0, 3):
+        (tmp_path / f"seed_{seed}").mkdir()
+    with pytest.raises(ValueError, match=r"several seeds: name one of .*seed_0, .*seed_3"):
+        load_judged(Flags(str(tmp_path)))
+    with pytest.raises(ValueError, match="unknown device 'gpu'"):
+        main(Flags(str(tmp_path), device="gpu"))
 
 
 def test_the_command_prints_the_table_and_a_mistake_one_line(finished, forks):

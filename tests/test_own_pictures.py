@@ -1,5 +1,7 @@
 """One's own pictures: folders of every layout, uneven classes, and more than the memory holds."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +13,9 @@ from PIL import Image
 import dataset
 import exercise_1_1
 import exercise_1_3
+import exercise_2_3
 from cache import read_image
+from checkpoint import load_model
 from dataset import batches, load_datasets
 from evaluate import evaluate
 from mapped import MappedImages
@@ -29,6 +33,16 @@ def write_pictures(folder, counts, size=8):
             Image.new("L", (size, size), grey).save(folder / place / f"{number}.png")
             grey += 1
     return SETTINGS | {"data_dir": str(folder)}
+
+
+def trained_on(folder):
+    """The config of a CNN that was trained for an epoch on pictures in `folder`."""
+    counts = {f"{split}/{label}": 6 for split in ("train", "test") for label in ("cat", "dog")}
+    config = exercise_1_3.config | write_pictures(folder, counts)
+    config |= {"model": {"kind": "cnn", "layers": [4]}, "epochs": 1, "run_dir": "trained"}
+    config |= {"wandb_mode": "disabled", "device": "cpu"}
+    exercise_1_3.main(config)
+    return config
 
 
 def greys(images):
@@ -63,6 +77,28 @@ def test_a_validation_folder_of_other_classes_is_refused(tmp_path):
     counts = {"train/a": 2, "train/b": 2, "test/a": 1, "test/b": 1, "val/a": 1}
     with pytest.raises(ValueError, match=r"train and val hold different classes: \['b'\]"):
         load_datasets(write_pictures(tmp_path / "own", counts))
+
+
+def test_pictures_that_changed_are_not_trained_on_with_the_old_split(tmp_path):
+    config = trained_on(tmp_path / "own")
+    resumed = config | {"resume": config["run_dir"], "epochs": 2}
+    late = tmp_path / "own" / "train" / "cat" / "late.png"
+    shutil.copyfile(late.with_name("1.png"), late)
+    with pytest.raises(ValueError, match="not those that it was started with"):
+        exercise_1_3.main(resumed)
+    late.unlink()
+    assert exercise_1_3.main(resumed)["epochs"] == 2
+
+
+def test_weights_are_loaded_and_explained_where_their_pictures_are_no_more(tmp_path):
+    config = trained_on(tmp_path / "own")
+    best = Path(config["run_dir"]) / "checkpoints" / "best.pt"
+    maps = {"checkpoint": str(best), "run_dir": "maps", "wandb_mode": "disabled"}
+    exercise_2_3.main(exercise_2_3.config | maps)  # in the folder that it was trained on
+    manifest = json.loads(Path("maps/cam/manifest.json").read_text())
+    assert {row["true"] for row in manifest["images"]} == {"cat", "dog"}
+    (tmp_path / "own").rename(tmp_path / "elsewhere")
+    assert load_model(best)[0].classifier.out_features == 2
 
 
 def test_uneven_classes_are_said_with_what_a_constant_answer_would_reach(tmp_path, capsys):

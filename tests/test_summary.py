@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 import commands
 import exercise_1_1
 import exercise_1_3
+import exercise_2_3
 from outcome import Training
 from plots import draw_confusion, draw_grid
 from summary import most_wrong, result_block, wilson
@@ -73,6 +74,10 @@ def test_a_network_with_maps_is_offered_them(digits_config):
     text = printed(exercise_1_3.config | digits_config | {"model": model}, exercise_1_3)
     (path,) = [word for word in commands_in(text)["what it looks at"] if word.endswith("best.pt")]
     assert Path(path).is_file()
+    maps = {"checkpoint": path, "run_dir": "maps"}
+    text = printed(exercise_2_3.config | {"wandb_mode": "disabled"} | maps, exercise_2_3)
+    found = commands_in(text)
+    assert path in found["every class"] and "what it looks at" not in found
 
 
 def test_several_seeds_end_in_one_block(digits_config):
