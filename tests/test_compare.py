@@ -77,5 +77,7 @@ def test_what_is_too_wide_for_the_terminal_is_wrapped():
 
 def test_a_folder_that_is_no_run_is_one_line():
     Path("empty").mkdir()
+    with pytest.raises(ValueError, match="only figures of earlier comparisons"):
+        compare(["runs/compared.png", "runs/compared.svg"])
     with pytest.raises(ValueError, match=r"empty is no run \(config.json is missing\)"):
         compare([make_run("one"), "empty"])

@@ -215,6 +215,10 @@ def test_flags_reach_nested_keys_and_keep_the_rest():
     assert rest.items() <= exercise_1_1.config.items()
 
 
+def test_a_number_written_without_a_point_takes_a_fraction():
+    assert parse_config(exercise_1_1.config | {"lr": 1}, {}, ["--lr", "0.5"])["lr"] == 0.5
+
+
 def test_a_preset_lies_under_the_flags_and_over_the_config():
     presets = {"best": {"lr": 0.5, "epochs": 7}}
     config = parse_config(exercise_1_1.config, presets, ["--epochs", "3", "--preset", "best"])

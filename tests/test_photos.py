@@ -9,6 +9,7 @@ from PIL import Image
 
 import cam
 import exercise_1_3
+from cache import read_image
 from checkpoint import load_model, save_checkpoint
 from models import build_model
 
@@ -67,6 +68,17 @@ def test_photos_of_every_kind_are_drawn_and_a_broken_one_is_named(tmp_path, chec
     page = (tmp_path / "out" / "index.html").read_text()
     assert "0004_turned, image 4, predicted" in page
     assert "<b>bird</b>" not in page
+
+
+def test_sixteen_bits_are_read_in_either_order_of_bytes_and_floats_refused(tmp_path):
+    values = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    config = {"image_size": 8, "resize": "squash"}
+    for order in ("<u2", ">u2"):
+        Image.fromarray(values.astype(order)).save(tmp_path / "grey.tif")
+        assert (read_image(tmp_path / "grey.tif", config)[0] == values >> 8).all()
+    Image.fromarray(values.astype(np.float32) / 65535).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match=r"float\.tif .*save it with 8 or 16 bits"):
+        read_image(tmp_path / "float.tif", config)
 
 
 def test_the_network_sees_the_same_picture_whatever_its_format(tmp_path, checkpoint):

@@ -142,6 +142,19 @@ def test_the_grid_shows_the_pixels_that_it_is_given():
     assert row[-len(row) // 4, :3] == pytest.approx([0, 0, 1])
 
 
+@pytest.mark.figures
+def test_the_matrix_of_hundreds_of_classes_is_no_larger_than_that_of_sixty(tmp_path):
+    from matplotlib.image import imread
+
+    (tmp_path / "plots").mkdir()
+    sides = []
+    for count in (60, 300):
+        names = [f"class {number}" for number in range(count)]
+        draw_confusion(torch.eye(count, dtype=torch.int64), names, tmp_path)
+        sides.append(imread(tmp_path / "plots" / "confusion.png").shape)
+    assert sides[0] == sides[1]
+
+
 def test_a_result_without_training_names_no_epochs(digits_config):
     confusion = torch.tensor([[3, 1], [0, 4]])
     judged = {"accuracy": 7 / 8, "loss": 0.5, "confusion": confusion}
