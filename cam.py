@@ -20,6 +20,7 @@ from boxes import load_boxes
 from cache import read_image
 from cam_pictures import save_cam_visualization
 from checkpoint import load_checkpoint, load_model
+from config import defaults
 from dataset import ImageDataset, make_generator
 from distributed import shared
 from experiment import exit_cleanly
@@ -164,6 +165,18 @@ def cam(model: CNN | ResNet18, dataset: ImageDataset, config: dict) -> list[dict
         paths.append(f"{folder_name(dataset.classes[label])}/sample_{number}_idx_{index}")
     folder = Path(config["run_dir"]) / "cam"
     return draw_gallery(folder, dataset, indices, activation, paths, boxes, config["cam"]["grid"])
+
+
+def load_explained(config):
+    """(network, config it was trained with, with where its data lie now) of config["checkpoint"].
+
+    Raises ValueError where the network has no maps.
+    """
+    model, trained = load_model(config["checkpoint"])
+    if not hasattr(model, "features"):
+        raise ValueError(f"--checkpoint {config['checkpoint']} is of an MLP, which has no maps")
+    moved = config["data_dir"] != defaults["data_dir"]
+    return model, defaults | trained | ({"data_dir": config["data_dir"]} if moved else {})
 
 
 def find_contrast(names, classes):

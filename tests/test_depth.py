@@ -248,7 +248,7 @@ def test_a_difference_is_clear_where_its_interval_leaves_zero_out():
 
 def test_the_cnn_leaves_results_table_and_figures():
     main(Flags(network="cnn", dataset="digits", depths=[3], seeds=[0], epochs=1, images=100))
-    folder = Path("results/depth/cnn")
+    folder = Path("runs/depth/cnn")  # results/ is for the study on its own data
     cells = json.loads((folder / "results.json").read_text())["cells"]
     assert [cell["config"]["arm"] for cell in cells] == ["plain", "residual"]
     assert [cell["layers"] for cell in cells] == [4, 4]  # three convolutions and the classifier

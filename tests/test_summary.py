@@ -74,7 +74,11 @@ def test_a_network_with_maps_is_offered_them(digits_config):
     text = printed(exercise_1_3.config | digits_config | {"model": model}, exercise_1_3)
     (path,) = [word for word in commands_in(text)["what it looks at"] if word.endswith("best.pt")]
     assert Path(path).is_file()
-    maps = {"checkpoint": path, "run_dir": "maps"}
+    maps = {
+        "checkpoint": path,
+        "run_dir": "maps",
+        "cam": exercise_2_3.config["cam"] | {"indices": [7]},
+    }
     text = printed(exercise_2_3.config | {"wandb_mode": "disabled"} | maps, exercise_2_3)
     found = commands_in(text)
     assert path in found["every class"] and "what it looks at" not in found
@@ -143,16 +147,16 @@ def test_the_grid_shows_the_pixels_that_it_is_given():
 
 
 @pytest.mark.figures
-def test_the_matrix_of_hundreds_of_classes_is_no_larger_than_that_of_sixty(tmp_path):
+def test_the_matrix_of_hundreds_of_classes_fits_in_the_memory(tmp_path):
     from matplotlib.image import imread
 
     (tmp_path / "plots").mkdir()
-    sides = []
-    for count in (60, 300):
-        names = [f"class {number}" for number in range(count)]
-        draw_confusion(torch.eye(count, dtype=torch.int64), names, tmp_path)
-        sides.append(imread(tmp_path / "plots" / "confusion.png").shape)
-    assert sides[0] == sides[1]
+    names = [f"class {number}" for number in range(300)]
+    draw_confusion(torch.eye(300, dtype=torch.int64), names, tmp_path)
+    height, width, _ = imread(tmp_path / "plots" / "confusion.png").shape
+    assert (
+        height * width < 20e6
+    )  # pixels; an edge that grew with the classes would make it 380 million
 
 
 def test_a_result_without_training_names_no_epochs(digits_config):
