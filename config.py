@@ -152,6 +152,8 @@ def with_kind(config, kind):
     if (left_out := model.keys() - kept - {"kind"}) and rank() == 0:
         print(f"model.kind {kind}: without {', '.join(sorted(left_out))}")
     kept |= {"pretrained": False} if kind == "resnet18" else {}
+    if "layers" in kept:  # what a CNN gives as {"channels": 64, "pool": 1} is a number elsewhere
+        kept["layers"] = [n["channels"] if isinstance(n, dict) else n for n in kept["layers"]]
     return config | {"model": {"kind": kind} | kept}
 
 

@@ -1,8 +1,10 @@
-"""Several processes against one: real ones, started by torchrun, that talk over gloo."""
+"""Several processes against one: real ones that talk over gloo, started by torchrun where that is
+slow, and as it starts them elsewhere."""
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -96,18 +98,43 @@ def run_together(folder, runs, processes, monkeypatch):
         for stream in ("stdout", "stderr")
     }
     assert agent.returncode == 0, complaint + str(logs)
-    seen = [torch.load(f"rank_{rank}.pt") for rank in range(processes)]
-    return {"folder": folder, "seen": seen, "logs": logs}
+    return seen_by(processes) | {"folder": folder, "logs": logs}
+
+
+def seen_by(processes):
+    return {"seen": [torch.load(f"rank_{rank}.pt") for rank in range(processes)]}
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """The runs of one launch of two processes."""
+def together(tmp_path_factory, forks):
+    """The runs of two processes with the surroundings that torchrun gives, without its imports."""
     folder = tmp_path_factory.mktemp("together")
     runs = [MLP | {"run_dir": "mlp"}, LONE | {"run_dir": "lone"}, CNN | {"run_dir": "cnn"}]
     runs += [SEEDS | {"run_dir": "seeds"}, MAPS | {"run_dir": "maps"}]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     with pytest.MonkeyPatch.context() as patch:
-        return run_together(folder, runs, 2, patch)
+        patch.chdir(folder)
+        Path("runs.json").write_text(json.dumps(runs))
+        ranks = [
+            forks.start(
+                "tests/together.py", environment=shared | {"RANK": rank, "LOCAL_RANK": rank}
+            )
+            for rank in ("0", "1")
+        ]
+        assert [child.wait(200) for child in ranks] == [0, 0], [child.err for child in ranks]
+        logs = {
+            (rank, stream): text
+            for rank, child in enumerate(ranks)
+            for stream, text in (("stdout", child.out), ("stderr", child.err))
+        }
+        return seen_by(2) | {"folder": folder, "logs": logs}
 
 
 def assert_equal_curves(folder, config):

@@ -249,6 +249,20 @@ def test_a_network_of_another_kind_has_its_own_settings_alone(tmp_path, capsys):
     plain = model_of("--model.kind", "mlp", "--model.layers", "784", "10", exercise=exercise_1_2)
     assert plain == {"kind": "mlp", "layers": [784, 10]}
     assert model_of("--preset", "small", exercise=exercise_1_1) == presets["small"]["model"]
+    flags = [
+        "--preset",
+        "best",
+        "--model.kind",
+        "mlp",
+        "--model.layers",
+        "3072",
+        "64",
+        "10",
+        "--optimizer",
+        "adam",
+    ]
+    config = parse_config(exercise_1_3.config, exercise_1_3.presets, flags)
+    assert config["model"] == {"kind": "mlp", "layers": [3072, 64, 10]}
     written = exercise_2_3.config | {"model": by_flag}
     (tmp_path / "config.json").write_text(json.dumps(written))
     (tmp_path / "checkpoints").mkdir()

@@ -1,4 +1,4 @@
-"""What torchrun starts in test_distributed.py: several runs in one launch, and what each rank saw.
+"""What a process of test_distributed.py does: several runs in one launch, and what it saw.
 
 Reads runs.json, a list of configs; writes rank_<n>.pt: the test results of every run, what was
 opened for writing below this folder, and the fate of a run whose images are NaN on one rank alone.
@@ -41,6 +41,7 @@ def poisoned(train_set, config, epoch, device):
         yield images, labels
 
 
+torch.set_num_threads(1)
 Figure.savefig = blank.savefig
 sys.addaudithook(note_writing)
 configs = json.loads(Path("runs.json").read_text())
