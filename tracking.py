@@ -131,15 +131,17 @@ def write_manifest(folder, config, train_set, device):
 
 @first_only
 def check_same_data(folder, train_set):
-    """Raise ValueError where the run in `folder` was started with other training images: some of
-    those that it held out may be among these."""
+    """Raise ValueError where the run in `folder` was started with other pictures: some of those
+    that it held out may be among these. The published data sets do not change."""
+    if train_set.name != "image_folder":
+        return
     known = None
     with contextlib.suppress(OSError, ValueError):
         manifest = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))
         known = manifest.get("data_sha256")
     if known not in (None, fingerprint(train_set)):
         raise ValueError(
-            f"--resume {folder}: the training images are not those that it was started with "
+            f"--resume {folder}: the training pictures are not those that it was started with "
             f"(data_sha256 in its manifest.json): bring those back, or start a new run"
         )
 
