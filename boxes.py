@@ -8,9 +8,11 @@ import csv
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 FILE = "imagenette_boxes.csv"
+PICTURES = "imagenette2-160"
 
 
 def load_boxes(data_dir, split, resize="squash"):
@@ -29,13 +31,24 @@ def load_boxes(data_dir, split, resize="squash"):
                 if row["split"] == split:
                     sides = torch.tensor([float(row["width"]), float(row["height"])])
                     corners = torch.tensor([float(row[key]) for key in ("x0", "y0", "x1", "y1")])
-                    shown = {"squash": sides, "crop": sides.min(), "pad": sides.max()}[resize]
-                    box = ((corners.view(2, 2) - (sides - shown) / 2) / shown).clamp(0, 1)
+                    box = corners.view(2, 2) / sides
+                    picture = path.parent / PICTURES / split / row["path"]
+                    box = box if resize == "squash" else box_in_square(box, picture, resize)
+                    box = box.clamp(0, 1)
                     if (box[0] < box[1]).all():
                         boxes.setdefault(int(row["index"]), []).append(box.flatten())
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or of another form: {error!r}") from None
     return {index: torch.stack(found) for index, found in boxes.items()}
+
+
+def box_in_square(box, file, resize):
+    """A box (2, 2), shares of the picture in `file`, as shares of the square that crop or pad make
+    of it. What is cut off lies outside [0, 1]."""
+    with Image.open(file) as picture:
+        sides = torch.tensor(picture.size, dtype=torch.float32)
+    shown = sides.min() if resize == "crop" else sides.max()
+    return (box * sides - (sides - shown) / 2) / shown
 
 
 def box_mask(boxes, height, width):

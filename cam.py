@@ -175,8 +175,10 @@ def load_explained(config):
     model, trained = load_model(config["checkpoint"])
     if not hasattr(model, "features"):
         raise ValueError(f"--checkpoint {config['checkpoint']} is of an MLP, which has no maps")
-    moved = config["data_dir"] != defaults["data_dir"]
-    return model, defaults | trained | ({"data_dir": config["data_dir"]} if moved else {})
+    trained = defaults | trained
+    if config["data_dir"] != defaults["data_dir"] or not Path(trained["data_dir"]).is_dir():
+        trained["data_dir"] = config["data_dir"]
+    return model, trained
 
 
 def find_contrast(names, classes):

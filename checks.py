@@ -36,13 +36,14 @@ def check_config(config):
             f"optimizer 'muon' steps the kernels of convolutions, which model.kind {kind!r} does "
             f"not have: --optimizer adamw"
         )
-    if config["schedule"] == "one_cycle" and config["warmup_epochs"]:
+    resumed = config["resume"] != "none"
+    if config["schedule"] == "one_cycle" and config["warmup_epochs"] and not resumed:
         raise ValueError(
             f"warmup_epochs {config['warmup_epochs']:g}: schedule 'one_cycle' climbs by itself; "
             f"leave it 0, or take --schedule cosine"
         )
     explained = config.get("checkpoint", "none")
-    if explained != "none" and config["resume"] != "none" and not _restarted():
+    if explained != "none" and resumed:
         raise ValueError(
             f"--checkpoint {explained} is drawn in a run folder of its own, --resume "
             f"{config['resume']} goes on with a training: name one of the two"

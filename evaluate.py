@@ -114,8 +114,9 @@ def load_judged(flags):
             f"{chosen['data_dir']} has {', '.join(dataset.classes[:12])}: name data of the same"
         )
     images, shape = dataset.images, list(dataset.images.shape[1:])
-    if about["shape"] == [1, *shape[1:]] and isinstance(images, torch.Tensor):
-        images = images.float().mean(1, keepdim=True).round().to(torch.uint8)  # in grey
+    if [1, *shape[1:]] == about["shape"] != shape and isinstance(images, torch.Tensor):
+        blocks = (block.float().mean(1, keepdim=True).round() for block in images.split(4096))
+        images = torch.cat([block.to(torch.uint8) for block in blocks])  # in grey
     elif about["shape"] != shape:
         wanted, there = (" x ".join(map(str, sides)) for sides in (about["shape"], shape))
         raise ValueError(

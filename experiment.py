@@ -139,7 +139,7 @@ def run_seeds(function, name, config):
     runs, trainings = zip(*ended, strict=True)
     resumed = zip(trainings, singles, strict=True)
     before = [training.seconds_before for training, single in resumed if single not in stacked]
-    longest_or_all = max if can_stack(config) else sum  # of a stack the same seconds passed
+    longest_or_all = max if can_stack(config) else sum  # the seeds of a stack learn at once
     results = {
         "exercise": name,
         "config": config,

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from boxes import PICTURES
 from cache import channel_statistics, read_cached, remembered_statistics
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
@@ -110,7 +111,7 @@ def _download(name, data_dir, folder, files):
 
 def load_imagenette(config):
     """Imagenette, 160 pixels, in data_dir/imagenette2-160, downloaded where missing."""
-    folder = Path(config["data_dir"]) / "imagenette2-160"
+    folder = Path(config["data_dir"]) / PICTURES
     if not folder.is_dir():
         _download("Imagenette", config["data_dir"], folder, ["its folders train/ and val/"])
     size = min(config["image_size"] or 160, 160)

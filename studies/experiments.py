@@ -86,11 +86,17 @@ def add(run, results=RESULTS):
             folder / "manifest.json",
         )
         shutil.copyfile(folder / "metrics.csv", target / f"metrics{suffix}.csv")
-        if manifest.read_bytes() != first.read_bytes():  # a seed that was trained apart
+        if started(manifest) != started(first):  # a seed that was trained apart
             shutil.copyfile(manifest, target / f"manifest{suffix}.json")
     shutil.copyfile(Path(run) / "results.json", target / "results.json")
     add_weights(folders[0] / "checkpoints" / "best.pt", results / "weights" / f"{name}.pt")
     print(f"{run} is in {target}")
+
+
+def started(manifest):
+    """What started a run, of its manifest.json."""
+    about = json.loads(manifest.read_text(encoding="utf-8"))
+    return [about[key] for key in ("command", "commit", "device", "threads")]
 
 
 def find_finished(run):

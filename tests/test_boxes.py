@@ -7,7 +7,7 @@ from PIL import Image
 
 import dataset
 import exercise_1_3
-from boxes import FILE, box_mask, energy_inside, load_boxes
+from boxes import FILE, PICTURES, box_mask, energy_inside, load_boxes
 from cache import read_image
 
 HEAD = "split,index,path,width,height,x0,y0,x1,y1"
@@ -30,16 +30,20 @@ def test_boxes_are_shares_of_the_picture_grouped_by_image(tmp_path):
     assert load_boxes(tmp_path / "nowhere", "val") == {}
 
 
-def test_boxes_follow_a_crop_and_a_border(tmp_path):
-    write(tmp_path, "val,3,a,200,100,50,10,150,60", "val,4,a,200,100,0,0,40,100")
-    found = {resize: load_boxes(tmp_path, "val", resize) for resize in ("squash", "crop", "pad")}
-    assert found["crop"].keys() == {3}  # the other lies where the crop does not reach
-    picture = Image.new("L", (200, 100))
-    picture.paste(255, (50, 10, 150, 60))
-    picture.save(tmp_path / "a.png")
-    for resize, boxes in found.items():
-        seen = read_image(tmp_path / "a.png", {"image_size": 40, "resize": resize})[0] > 127
+@pytest.mark.parametrize("size", [(200, 100), (100, 200), (60, 60)])  # the last is squashed
+def test_boxes_follow_a_crop_and_a_border_of_the_picture_as_it_lies_there(tmp_path, size):
+    write(tmp_path, "val,3,a.png,200,100,50,10,150,60", "val,4,a.png,200,100,0,0,20,10")
+    picture = Image.new("L", size)
+    width, height = size
+    picture.paste(255, (width // 4, height // 10, 3 * width // 4, 3 * height // 5))
+    file = tmp_path / PICTURES / "val" / "a.png"
+    file.parent.mkdir(parents=True)
+    picture.save(file)
+    for resize in ("squash", "crop", "pad"):
+        boxes = load_boxes(tmp_path, "val", resize)
+        seen = read_image(file, {"image_size": 40, "resize": resize})[0] > 127
         assert torch.equal(torch.from_numpy(seen), box_mask(boxes[3], 40, 40)), resize
+        assert (4 in boxes) == (resize != "crop" or size == (60, 60))  # else the crop leaves it out
 
 
 def test_a_damaged_file_is_named(tmp_path):

@@ -1,5 +1,5 @@
-"""Several processes against one: real ones that talk over gloo, started by torchrun where that is
-slow, and as it starts them elsewhere."""
+"""Several processes against one: real ones that talk over gloo. torchrun starts them in the tests
+that are marked slow; the others give them its environment, without its agent."""
 
 import json
 import os

@@ -90,7 +90,7 @@ def test_pictures_that_changed_are_not_trained_on_with_the_old_split(tmp_path):
     assert exercise_1_3.main(resumed)["epochs"] == 2
 
 
-def test_weights_are_loaded_and_explained_where_their_pictures_are_no_more(tmp_path):
+def test_maps_are_drawn_where_the_pictures_are_and_weights_need_none(tmp_path):
     config = trained_on(tmp_path / "own")
     best = Path(config["run_dir"]) / "checkpoints" / "best.pt"
     maps = {"checkpoint": str(best), "run_dir": "maps", "wandb_mode": "disabled"}
@@ -98,6 +98,10 @@ def test_weights_are_loaded_and_explained_where_their_pictures_are_no_more(tmp_p
     manifest = json.loads(Path("maps/cam/manifest.json").read_text())
     assert {row["true"] for row in manifest["images"]} == {"cat", "dog"}
     (tmp_path / "own").rename(tmp_path / "elsewhere")
+    moved = maps | {"run_dir": "moved", "data_dir": str(tmp_path / "elsewhere")}
+    exercise_2_3.main(exercise_2_3.config | moved)
+    assert json.loads(Path("moved/cam/manifest.json").read_text()) == manifest
+    shutil.rmtree(tmp_path / "elsewhere")
     assert load_model(best)[0].classifier.out_features == 2
 
 
