@@ -18,14 +18,13 @@ def draw_augmentation(count, size, config, generator, mirrored=None):
     """
     height, width = size
     drawn = (config["crop_size"] or height, config["crop_size"] or width)
-    uniform = torch.rand(count, 8, generator=generator)  # all: one key never moves another
+    uniform = torch.rand(count, 8, generator=generator)  # all: no key here moves another
     signed = uniform * 2 - 1
     angle = torch.deg2rad(signed[:, 0] * config["rotate"])
     scale = 1 + signed[:, 1] * config["zoom"]
     pixels = torch.round(signed[:, 2:4] * (config["shift"] + 0.5 - 1e-6))  # whole: nothing blurs
     mirror = torch.ones(count) if mirrored is None else torch.where(mirrored, -1.0, 1.0)
     side = torch.sqrt(config["crop"] + (1 - config["crop"]) * uniform[:, 5])  # of the kept square
-    centres = (uniform[:, 6:8] * (torch.tensor(drawn) + 1.0)).floor().long()
     moved = pixels * torch.tensor([2 / width, 2 / height]) if config["shift"] else pixels * 0
     if config["crop"] < 1:  # the kept square lies anywhere inside the picture
         moved = moved + (1 - side)[:, None] * (uniform[:, 6:8] * 2 - 1)
@@ -34,9 +33,13 @@ def draw_augmentation(count, size, config, generator, mirrored=None):
     if config["elastic"]:
         knots = torch.randn(count, 2, KNOTS, KNOTS, generator=generator)
         fields = knots * config["elastic"] * torch.tensor([2 / width, 2 / height]).view(2, 1, 1)
+    centres = None
+    if config["cutout"]:  # drawn last, so that nothing else is another with it
+        places = torch.rand(count, 2, generator=generator)
+        centres = (places * (torch.tensor(drawn) + 1.0)).floor().long()
     unused = config["crop"] == 1 and mirrored is None
     unused = unused and not any(config[key] for key in ("rotate", "zoom", "shift", "elastic"))
-    return None if unused else warps, fields, centres if config["cutout"] else None
+    return None if unused else warps, fields, centres
 
 
 def affine_maps(angle, scale, moved, mirror, aspect=1.0):

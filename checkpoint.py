@@ -6,6 +6,7 @@ SHA-256 of everything before it: {"format", "epoch", "model", "optimizer", "sche
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -107,11 +108,16 @@ class CheckpointWriter:
 
 
 def _sync_folder(folder):
-    """Make a rename durable; Windows has no such call and needs none."""
+    """Make a rename durable; Windows and some shared file systems have no such call."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def load_checkpoint(path: str | Path) -> dict:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rules import DATASETS, check_values, shown
 
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # bytes, or "max"
 LONGEST_NAME = 200  # bytes of a folder's name: systems take 255, and some names grow from it
 
 
@@ -221,8 +222,13 @@ def _check_resumable(folder, seeds):
 
 
 def memory_bytes():
-    """The memory of this machine in bytes; infinite where the system does not say."""
+    """The memory of this machine, or of this container, in bytes; infinite where the system does
+    not say."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError):  # Windows has no sysconf, and some systems not all names
-        return math.inf
+        machine = math.inf
+    try:
+        return min(machine, int(CONTAINER_LIMIT.read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no such file, or "max" in it
+        return machine

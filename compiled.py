@@ -117,16 +117,19 @@ def unchanged(model, optimizer):
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     states = copy.deepcopy({id(p): state for p, state in optimizer.state.items()})
     rates = [group["lr"] for group in optimizer.param_groups]
-    yield
-    for name, tensor in model.state_dict().items():
-        tensor.copy_(weights[name])
-    for parameter, state in optimizer.state.items():
-        before = states.get(id(parameter), {})
-        for key, tensor in state.items():
-            if tensor is not None:  # SGD without momentum keeps none
-                tensor.copy_(before[key]) if key in before else tensor.zero_()
-    for group, lr in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = lr
+    try:
+        yield
+    finally:
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(weights[name])
+        for parameter, state in optimizer.state.items():
+            before = states.get(id(parameter), {})
+            for key, tensor in state.items():
+                if tensor is not None:  # SGD without momentum keeps none
+                    tensor.copy_(before[key]) if key in before else tensor.zero_()
+        for group, lr in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = lr
+        optimizer.zero_grad()
 
 
 class CompiledStep:
@@ -221,7 +224,7 @@ def adam_update(parameter, gradient, average, square, scalars, group, kind):
 
 def load_or_compile(model, group, states, scalars, images, labels, config):
     """The compiled step, as a function of a list of tensors, from the cache where it is there."""
-    path = CACHE / f"step-{cache_key(model, images, config)}.pt2"
+    path = CACHE / f"step-{cache_key(model, group, images, config)}.pt2"
     if not path.is_file():
         print("compiling the training step, once: about 15 s", file=sys.stderr, flush=True)
         step = traceable_step(model, group, config)
@@ -229,16 +232,17 @@ def load_or_compile(model, group, states, scalars, images, labels, config):
     return torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1).boxed_run
 
 
-def cache_key(model, images, config):
+def cache_key(model, group, images, config):
     """What the compiled code depends on: network, batch, optimizer, versions, processor, source."""
-    keys = ("model", "optimizer", "weight_decay", "label_smoothing")
-    parts = [{key: config[key] for key in keys}, list(images.shape), str(model), torch.__version__]
+    parts = [{key: config[key] for key in ("model", "optimizer", "label_smoothing")}]
+    parts += [group[key] for key in ("betas", "eps", "weight_decay")]
+    parts += [list(images.shape), str(model), torch.__version__]
     parts += [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
     sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in SOURCES)
     return hashlib.sha256(json.dumps(parts).encode() + sources).hexdigest()[:16]
 
 
-SOURCES = ("compiled.py", "models.py")
+SOURCES = ("compiled.py", "models.py", "seeds.py")  # what is traced
 
 
 def compile_ahead(step, arguments, path):

@@ -47,6 +47,12 @@ class ImageDataset:
         images = self.images.subset(indices) if mapped else self.images[indices]
         return replace(self, images=images, labels=self.labels[indices])
 
+    def sample(self, count):
+        """(normalised images, labels) of at most `count`, evenly from all: the first ones of a set
+        that was read from folders are of one class."""
+        rows = slice(None, None, math.ceil(len(self) / count))
+        return self.normalise(self.images[rows]), self.labels[rows]
+
     def to(self, device):
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
@@ -95,15 +101,21 @@ def load_datasets(config: dict) -> tuple[ImageDataset, ImageDataset, ImageDatase
 
 def hold_out(whole, share, generator, left_out=()):
     """(rest, held): a share of the images drawn by `generator`; both without those `left_out`."""
-    count = round(share * len(whole))
-    if not 0 < count < len(whole):
+    rest, held = split_positions(len(whole), share, generator, left_out)
+    return whole.subset(rest), whole.subset(held)
+
+
+def split_positions(length, share, generator, left_out=()):
+    """(rest, held): positions of so many images, sorted, as `hold_out` divides them."""
+    count = round(share * length)
+    if not 0 < count < length:
         raise ValueError(
-            f"val_fraction {share} of {len(whole)} training images leaves "
-            f"{count} for validation and {len(whole) - count} for training; each needs one"
+            f"val_fraction {share} of {length} training images leaves "
+            f"{count} for validation and {length - count} for training; each needs one"
         )
-    order = torch.randperm(len(whole), generator=generator)
+    order = torch.randperm(length, generator=generator)
     order = order[~torch.isin(order, torch.as_tensor(left_out))] if len(left_out) else order
-    return whole.subset(order[count:].sort()[0]), whole.subset(order[:count].sort()[0])
+    return order[count:].sort()[0], order[:count].sort()[0]
 
 
 def fit_memory(images):

@@ -32,7 +32,8 @@ def evaluate(model: nn.Module, dataset: ImageDataset, batch_size: int = 1024) ->
     """
     device = next(model.parameters()).device
     num_classes = len(dataset.classes)
-    loss = torch.zeros((), dtype=torch.float64, device=device)
+    double = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have none
+    loss = torch.zeros((), dtype=double, device=device)
     confusion = torch.zeros(num_classes**2, dtype=torch.int64, device=device)
     training = model.training
     model.eval()

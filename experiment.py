@@ -26,7 +26,7 @@ from models import build_model, count_parameters
 from outcome import remembered
 from plots import draw_seeds
 from progress import announce, layer_table
-from seeds import can_stack, train_seeds
+from seeds import can_stack, fit_together, train_seeds
 from summary import result_block, seeds_block
 from tracking import open_run, write_json
 from training import choose_device
@@ -181,8 +181,10 @@ def add_seeds(config):
 
 def train_fresh(config, singles):
     """Train all seeds that have no folder yet at once, so that each run finds its training done;
-    returns them. Several processes deal them out."""
+    returns them, or none where they do not fit in the memory. Several processes deal them out."""
     fresh = from_first(lambda: [s for s in singles if not Path(s["run_dir"]).is_dir()])
+    if fresh and not fit_together(fresh):
+        return []  # then one after the other
     if fresh:
         table = layer_table(build_model(config), data_shape(config)[0])
         announce(choose_device(config["device"]), table, config["run_dir"])

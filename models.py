@@ -4,6 +4,7 @@ Axis letters: N images, C channels, H x W pixels, K classes, h x w the cells of 
 """
 
 import copy
+import pickle
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from checks import first_line, fit_model, memory_bytes
 from config import defaults
+from rules import shown
 
 
 class MLP(nn.Module):
@@ -210,14 +212,19 @@ class ResNet18(nn.Module):
 
 def download(weights):
     """The state_dict that torchvision publishes as `weights`, from its cache where it is there."""
+    folder, name = Path(torch.hub.get_dir()) / "checkpoints", weights.url.rpartition("/")[2]
     try:
         return weights.get_state_dict()
     except OSError as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise FileNotFoundError(
-            f"{weights.url.rpartition('/')[2]} is not in {folder} and could not be downloaded "
+            f"{name} is not in {folder} and could not be downloaded "
             f"({type(error).__name__}; is there a network?): put it there, or set "
             f"model.pretrained to False"
+        ) from None
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{folder / name} is damaged ({first_line(error)}): delete it, it is then "
+            f"downloaded anew"
         ) from None
 
 
@@ -246,9 +253,13 @@ def build_model(config: dict, known: tuple | None = None) -> nn.Module:
                 raise MemoryError(f"{needed / 2**30:.0f} GiB")
             return network(**model)
         except (RuntimeError, MemoryError, OverflowError) as error:  # the allocator's
+            what, way_out = f"model.kind {config['model']['kind']}", "choose a smaller one"
+            if "layers" in config["model"]:
+                layers = shown(config["model"]["layers"])
+                what, way_out = f"model.layers {layers}", "lower --model.layers"
             raise ValueError(
-                f"model.layers {config['model']['layers']}: a network of this size does not fit in "
-                f"the memory ({first_line(error)}): lower --model.layers"
+                f"{what}: a network of this size does not fit in the memory ({first_line(error)}): "
+                f"{way_out}"
             ) from None
 
 

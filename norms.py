@@ -5,19 +5,21 @@ import math
 import torch
 from torch.nn import functional as F
 
+IMAGES = 64  # that the gradient is taken of
+
 
 class Norms:
     """norms(epoch) -> {"weight_norm/<layer>": L2 norm, "gradient_norm/<layer>": ...}.
 
-    The gradient is that of the mean loss of some fixed training images, in eval mode: a pass of
-    its own, since a compiled step keeps its gradients to itself. It is taken every few epochs, so
-    that it costs at most one step in a hundred. Weights, statistics and random state stay as they
-    are, to the bit.
+    The gradient is that of the mean loss of some training images, the same ones always, in eval
+    mode: a pass of its own, since a compiled step keeps its gradients to itself. It is taken every
+    few epochs, so that it costs at most one of a hundred `steps`. Weights, statistics and random
+    state stay as they are, to the bit.
     """
 
-    def __init__(self, model, images, labels, steps):
+    def __init__(self, model, train_set, steps):
         device = next(model.parameters()).device
-        self.images, self.labels = images[:64].to(device), labels[:64].to(device)
+        self.images, self.labels = (t.to(device) for t in train_set.sample(IMAGES))
         self.every = math.ceil(100 / steps)
         self.model = model
         self.layers = {

@@ -34,9 +34,10 @@ def draw_curves(run_dir):
 
 
 def read_metrics(path):
-    """The rows of a metrics.csv, numbers as floats."""
+    """The rows of a metrics.csv, numbers as floats; nan where there is none."""
     with Path(path).open(encoding="utf-8", newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        rows = csv.DictReader(file)
+        return [{key: float(value or "nan") for key, value in row.items()} for row in rows]
 
 
 def curve_axes(height=3.4):

@@ -9,7 +9,7 @@ import multiprocessing
 import signal
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +19,7 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from checkpoint import CheckpointWriter, save_checkpoint
+from checks import memory_bytes
 from compiled import WORTH_IT, make_step, mean_losses
 from dataset import derive_seed, draw_epoch, load_datasets, prepare
 from evaluate import evaluate
@@ -27,7 +28,7 @@ from models import MLP, SkipMLP, build_model
 from norms import Norms
 from optimisation import Schedule, make_optimizer
 from progress import Progress
-from steps import check_finite, not_finite, threads_restored, train_epoch
+from steps import cast_forward, check_finite, not_finite, threads_restored, train_epoch
 from tracking import Tracker, only_writer, open_run, write_manifest
 from training import choose_device, keep_on, memory_errors_explained
 
@@ -63,9 +64,10 @@ class Stack(nn.Module):
 
 def stacked_step(stack, optimizer, config):
     """step(images, labels) -> (losses (S,), correct predictions (S,)), after one update of all."""
+    forward = cast_forward(stack, config)
 
     def step(images, labels):
-        logits = stack(images)
+        logits = forward(images).float()
         losses = mean_losses(logits, labels, config["label_smoothing"])
         losses.sum().backward()  # the weights of a seed see the mean loss of that seed alone
         optimizer.found_inf = not_finite(losses.sum())
@@ -81,13 +83,20 @@ def can_stack(config):
     return config["model"]["kind"] in ("mlp", "skip_mlp")
 
 
+def fit_together(configs):
+    """Whether the images of all seeds fit in the memory, where a stack has them side by side."""
+    with redirect_stdout(None):
+        train_set = load_datasets(configs[0])[0]
+    return len(configs) * train_set.images.nbytes < memory_bytes() / 2
+
+
 def train_seeds(configs, workers=0):
     """Train one network a config, which differ in seed and run folder, as `train` would.
 
     Leaves in every run folder what `train` leaves there, so that a run that resumes it finds its
     work done. Order, initial weights and augmentation are those of the single run of that seed;
-    dropout draws others. Computes in float32 on every device. TensorBoard is written at the end,
-    and W&B by the single runs that follow; until then the checkpoints hold the history.
+    dropout draws others. TensorBoard is written at the end, and W&B by the single runs that follow;
+    until then the checkpoints hold the history.
 
     On a CPU the seeds are dealt to `workers` processes of one thread and one stack each; 0 takes
     one a core, where the run is long enough to pay for starting them.
@@ -98,7 +107,8 @@ def train_seeds(configs, workers=0):
     parts = [configs[first::workers] for first in range(workers)]
     context, folder = multiprocessing.get_context("spawn"), Path(configs[0]["run_dir"]).parent
     with stop_requests(folder) as check, ProcessPoolExecutor(workers, context) as pool:
-        running = {pool.submit(train_stack, part, part is parts[0]) for part in parts}
+        with interrupts_held():
+            running = {pool.submit(train_stack, part, part is parts[0]) for part in parts}
         try:
             while running:
                 done, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -106,6 +116,7 @@ def train_seeds(configs, workers=0):
                     part.result()  # raises what the process raised
                 check()
         except BrokenProcessPool:
+            check()  # a signal to all of them may have ended one
             raise ValueError(
                 f"a process that trained some of the seeds was killed; was the memory enough? "
                 f"--resume {folder} goes on"
@@ -113,6 +124,20 @@ def train_seeds(configs, workers=0):
         finally:
             for child in multiprocessing.active_children():
                 child.terminate()
+
+
+@contextmanager
+def interrupts_held():
+    """Processes that are started inside never get Ctrl-C, which a terminal sends to all: the one
+    that started them ends them. Here it comes after the block. Windows has no such call."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def count_workers(config):
@@ -144,15 +169,11 @@ def train_stack(configs, shows=True):
     step = make_step(plain, stack, optimizer, images, labels, schedule.total, config)
     configs = [c | {"compile": config["compile"]} for c in configs]
     histories, means = [[] for _ in configs], []
-    first, steps = slice(config["batch_size"]), schedule.total // config["epochs"]
-    norms = [
-        Norms(model, t.normalise(t.images[first]), t.labels[first], steps)
-        for model, t in zip(models, train_sets, strict=True)
-    ]
+    steps = schedule.total // config["epochs"]
+    norms = [Norms(model, t, steps) for model, t in zip(models, train_sets, strict=True)]
     lengths = [{} for _ in configs]  # of weights and gradients: epoch -> what TensorBoard shows
 
     def state_of(position):
-        models[position].load_state_dict(stack.weights_of(position))
         return {
             "model": models[position].state_dict(),
             "optimizer": optimizer_state_of(optimizer, position),
@@ -184,15 +205,16 @@ def train_stack(configs, shows=True):
             dealt = stacked_batches(joint, configs, epoch, device)
             losses, metrics = train_epoch(step, progress.watch(dealt, epoch, check), schedule)
             metrics["train/lr"] = optimizer.param_groups[0]["lr"]
+            for position, model in enumerate(models):  # before any is saved: all stopped there
+                model.load_state_dict(stack.weights_of(position))
+                check_finite(losses[:, position], model, epoch, schedule)
             for position, history in enumerate(histories):
-                state = state_of(position)
-                check_finite(losses[:, position], models[position], epoch, schedule)
                 own = {k: v[position] if isinstance(v, list) else v for k, v in metrics.items()}
                 val = evaluate(models[position], val_sets[position])
                 own |= {"val/loss": val["loss"], "val/accuracy": val["accuracy"]}
                 history.append({"epoch": epoch} | own)
                 lengths[position][epoch] = norms[position](epoch)
-                writers[position].save(state)
+                writers[position].save(state_of(position))
             last = [history[-1] for history in histories]
             means.append({key: fmean(r[key] for r in last) for key in last[0]} | {"epoch": epoch})
             progress.report(means)

@@ -15,10 +15,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 def plain_step(model, optimizer, config):
     """step(images, labels) -> (loss, number of correct predictions), after one update."""
-    device = next(model.parameters()).device
-    forward = model
-    if uses_bfloat16(config, device):
-        forward = torch.autocast(device.type, torch.bfloat16)(model)
+    forward = cast_forward(model, config)
 
     def step(images, labels):
         logits = forward(images)
@@ -30,6 +27,14 @@ def plain_step(model, optimizer, config):
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
     return step
+
+
+def cast_forward(model, config):
+    """The forward pass of `model`, under autocast where config["precision"] asks for bfloat16."""
+    device = next(model.parameters()).device
+    if uses_bfloat16(config, device):
+        return torch.autocast(device.type, torch.bfloat16)(model)
+    return model
 
 
 def not_finite(loss):
@@ -121,8 +126,10 @@ def check_finite(losses, model, epoch, schedule):
         return
     number = int((~good).nonzero()[0, 0]) if not good.all() else len(losses) - 1
     lr = schedule.lr_of(schedule.taken - len(losses) + number)
+    what = f"the loss is {losses[number].item()} in epoch {epoch}, step {number + 1}"
+    if good.all():
+        what = f"weights are no longer finite after epoch {epoch}"
     raise ValueError(
-        f"the loss is {losses[number].item()} in epoch {epoch}, step {number + 1}, at learning "
-        f"rate {lr:g}: lower --lr; the weights of that step were left as they were, and the "
-        f"checkpoints of the epochs before are whole"
+        f"{what}, at learning rate {lr:g}: lower --lr; the checkpoints of the epochs before are "
+        f"whole"
     )

@@ -92,6 +92,8 @@ def write_whole(path, text):
     try:
         with unfinished.open("w", encoding="utf-8", newline="") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut may leave a name with nothing behind it
         unfinished.replace(path)
     except OSError:
         with contextlib.suppress(OSError):  # what is half written takes the room that is missing
@@ -264,11 +266,13 @@ class Tracker:
 def write_metrics(folder, history):
     """metrics.csv of a history, a row an epoch.
 
-    Speed is left out, so that a run repeated is the same file byte for byte.
+    Speed is left out, so that a run repeated is the same file byte for byte. What came later than
+    an epoch, a measure that was added and the run resumed, is empty there.
     """
     rows = [{k: v for k, v in row.items() if not k.endswith("per_second")} for row in history]
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, rows[0] if rows else ["epoch"])
+    names = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, names or ["epoch"])
     writer.writeheader()
     writer.writerows(rows)
     write_whole(folder / "metrics.csv", text.getvalue())

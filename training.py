@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import math
 from pathlib import Path
 
 import torch
@@ -135,7 +134,7 @@ def train_held(model, train_set, val_set, config, held):
     train_set, val_set = keep_on(device, train_set), keep_on(device, val_set)
     if resumed:
         note_resumed(folder, config, len(history), device)
-    norms = Norms(model, images, labels, len(sizes))
+    norms = Norms(model, train_set, len(sizes))
     tracker = Tracker(folder, config, history, wandb_id, norms)
     held.callback(tracker.close)
     wandb_id = tracker.wandb_id
@@ -162,8 +161,7 @@ def train_held(model, train_set, val_set, config, held):
 def whiten_from(model, train_set):
     """Set the first layer of a CNN with `whiten` by images that lie evenly in the training set."""
     if getattr(model, "whitens", False):
-        some = train_set.images[:: math.ceil(len(train_set) / WHITENED_ON)]
-        whiten(model, train_set.normalise(some))
+        whiten(model, train_set.sample(WHITENED_ON)[0])
 
 
 def convolves(model):
@@ -254,6 +252,9 @@ def restore(parts, config):
     check_unchanged(state["config"], config)
     for name, part in parts.items():
         load_weights(part, state[name], config["resume"])
+    for group in parts["optimizer"].param_groups:
+        if "capturable" in group:  # as this device needs it, not that of the checkpoint
+            group["capturable"] = next(parts["model"].parameters()).is_cuda
     first_only(mend_best)(config["resume"], state["history"])
     config["compile"] = state["config"]["compile"]  # the bits of the run depend on it
     return state["history"], state["wandb_id"]

@@ -17,7 +17,7 @@ import torch
 import tyro
 
 import exercise_2_3
-from benchmarks.report import print_table, run_contender, write_results
+from benchmarks.report import Output, print_table, run_contender, write_results
 from cam import activate
 from dataset import load_datasets
 from models import build_model
@@ -66,7 +66,7 @@ CONTENDERS = {"pytorch-grad-cam": pytorch_grad_cam, "torchcam": torchcam, "LAB01
 
 
 @dataclass
-class Flags:
+class Flags(Output):
     images: int = 3925
     """so many of the validation images"""
     contender: str = "all"
@@ -102,7 +102,7 @@ def main(flags):
         rows.append((name, *cells, f"{result['sum']:.3f}"))
     header = ("maps at 128 px", "images/s", "times faster", "peak MiB", "sum of scaled maps")
     print_table(f"{flags.images} images", header, rows)
-    write_results("cam", {"contenders": results})
+    write_results("cam", {"contenders": results}, flags.folder)
 
 
 if __name__ == "__main__":

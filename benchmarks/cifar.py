@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 import exercise_1_3
-from benchmarks.report import print_table, run_contender, spread, write_results
+from benchmarks.report import Output, print_table, run_contender, spread, write_results
 from dataset import batches, load_datasets
 from evaluate import evaluate
 from models import CNN, build_model
@@ -75,10 +75,9 @@ def lab(model, train_set, config, limit):
     model.to(memory_format=torch.channels_last)
     optimizer = make_optimizer(model, config)
     step, schedule = plain_step(model, optimizer, config), Schedule(optimizer, 704, config)
-    dealt = list(islice(batches(train_set, config, 1), limit)) if limit else None
     start = time.perf_counter()
     with freed_memory_kept():
-        train_epoch(step, dealt or batches(train_set, config, 1), schedule)
+        train_epoch(step, islice(batches(train_set, config, 1), limit), schedule)
     count = limit * config["batch_size"] if limit else len(train_set)
     return time.perf_counter() - start, count
 
@@ -93,7 +92,7 @@ CONTENDERS = {
 
 
 @dataclass
-class Flags:
+class Flags(Output):
     batches: int = 0
     """stop after so many batches; 0 trains one whole epoch"""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -133,7 +132,7 @@ def main(flags):
         rows.append((name, *cells, f"{s['times_faster']:.2f}", accuracy))
     header = ("CIFAR-10 CNN, seconds an epoch", "median", "min", "max", "times faster", "accuracy")
     print_table(f"{flags.batches or 'all'} batches, {len(flags.seeds)} seeds", header, rows)
-    write_results("cifar", {"contenders": results})
+    write_results("cifar", {"contenders": results}, flags.folder)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import exercise_1_1
 import exercise_1_2
 import exercise_1_3
 import exercise_2_3
-from benchmarks.report import print_table, seconds_an_epoch, write_results
+from benchmarks.report import Output, print_table, seconds_an_epoch, write_results
 from compiled import make_step
 from config import complete_config
 from dataset import batches, load_datasets
@@ -35,7 +35,7 @@ EXERCISES = (exercise_1_1, exercise_1_2, exercise_1_3, exercise_2_3)
 
 
 @dataclass
-class Flags:
+class Flags(Output):
     epochs: int = 5
     """epochs that are timed, after one that is not"""
 
@@ -160,7 +160,7 @@ def main(flags):
     print(f"an epoch of 64 seeds at once: {many:.2f} s")
     results |= {"exercise_1_1_50_epochs_seconds": whole, "exercise_1_1_idle_share": idle}
     results["exercise_1_1_64_seeds_seconds_an_epoch"] = many
-    write_results("gpu", results, f"gpu-{name.lower().replace(' ', '-')}.json")
+    write_results("gpu", results, flags.folder, f"gpu-{name.lower().replace(' ', '-')}")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ import tyro
 from torch.nn import functional as F
 
 import exercise_1_1
-from benchmarks.report import print_table, run_contender, spread, write_results
+from benchmarks.report import Output, print_table, run_contender, spread, write_results
 
-BATCH_SIZE, LR, CONFIG = 64, 1e-4, exercise_1_1.config | {"val_fraction": 5 / 60}
+BATCH_SIZE, LR, CONFIG = 64, 1e-4, exercise_1_1.config | {"device": "cpu", "val_fraction": 5 / 60}
 
 
 def network():
@@ -185,7 +185,7 @@ CONTENDERS = {
 
 
 @dataclass
-class Flags:
+class Flags(Output):
     epochs: int = 5
     """epochs that are timed"""
     contender: str = "all"
@@ -218,7 +218,7 @@ def main(flags):
         rows.append((name, *cells, f"{s['median'] / ours:.1f}", f"{result['loss']:.4f}"))
     header = ("MNIST MLP, seconds an epoch", "median", "min", "max", "ratio", "loss")
     print_table(f"{flags.epochs} epochs after one that is not counted", header, rows)
-    write_results("mnist", {"seconds_an_epoch": results})
+    write_results("mnist", {"seconds_an_epoch": results}, flags.folder)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ SEEDS = [str(seed) for seed in range(8)]
 
 def whole_command(folder, *flags):
     """(seconds of the command, median seconds of the steps of an epoch)."""
-    command = [sys.executable, "exercise_1_1.py", "--run_dir", str(folder), *flags]
+    command = [sys.executable, "exercise_1_1.py", "--device", "cpu", "--run_dir", str(folder)]
     start = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run([*command, *flags], check=True, capture_output=True)
     seconds = time.perf_counter() - start
     run = next(folder.rglob("last.pt")).parents[1]
     return seconds, median(seconds_an_epoch(run, 54_000))
@@ -51,7 +51,8 @@ def parts_of_an_epoch(folder, epochs=20):
     training.evaluate = timed(training.evaluate, "validation")
     checkpoint.CheckpointWriter.save = timed(checkpoint.CheckpointWriter.save, "checkpoint")
     tracking.Tracker.log = timed(tracking.Tracker.log, "log")
-    config = exercise_1_1.config | {"epochs": epochs, "compile": "on", "run_dir": str(folder)}
+    config = exercise_1_1.config | {"epochs": epochs, "compile": "on", "device": "cpu"}
+    config |= {"run_dir": str(folder)}
     train_set, val_set, _ = load_datasets(config)
     training.train(build_model(config), train_set, val_set, config)
     return {part: spread(seconds[1:]) for part, seconds in taken.items()}
@@ -79,7 +80,8 @@ def main():
     ]
     print_table("parts of an epoch", ("ms an epoch", "median", "min", "max", "of the steps"), rows)
     commands = {"seconds": [one, eight], "seconds_an_epoch": [one_epoch, eight_epoch]}
-    write_results("overhead", {"one_and_eight_seeds": commands, "parts_of_an_epoch": parts})
+    results = {"one_and_eight_seeds": commands, "parts_of_an_epoch": parts}
+    write_results("overhead", results, "results")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -13,7 +14,17 @@ import torch
 from checkpoint import load_last
 from tracking import git_commit, processor_name
 
-RESULTS = Path("results")
+
+@dataclass
+class Output:
+    """The flag that benchmarks share."""
+
+    out: str = ""
+    """folder; left out it is results/, or runs/ for a look with other settings"""
+
+    @property
+    def folder(self):
+        return Path(self.out or ("results" if self == type(self)() else "runs"))
 
 
 def machine_name():
@@ -57,9 +68,9 @@ def print_table(title, header, rows):
         print("  ".join(cells))
 
 
-def write_results(name, results, file=None):
-    """Lay `results` into results/benchmarks-<machine>.json under `name`, with what made them."""
-    path = RESULTS / (file or f"benchmarks-{machine_name()}.json")
+def write_results(name, results, folder, machine=None):
+    """Lay `results` under `name` into benchmarks-<machine>.json, with what made them."""
+    path = Path(folder) / f"benchmarks-{machine or machine_name()}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     everything = json.loads(path.read_text()) if path.is_file() else {}
     everything[name] = {

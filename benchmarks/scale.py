@@ -26,7 +26,7 @@ from PIL import Image
 
 import dataset
 import exercise_1_1
-from benchmarks.report import print_table, run_contender, write_results
+from benchmarks.report import Output, print_table, run_contender, write_results
 from dataset import batches, load_datasets
 from models import build_model
 from optimisation import Schedule, make_optimizer
@@ -34,7 +34,7 @@ from steps import plain_step, train_epoch
 
 
 @dataclass
-class Flags:
+class Flags(Output):
     images: int = 3000
     """training pictures at 1x"""
     size: int = 64
@@ -124,11 +124,11 @@ def main(flags):
     ]
     print_table("time an image", header, rows)
     if flags.factors == (1,):
-        write_results(f"scale-{flags.images}", vars(flags) | {"sizes": results})
+        write_results(f"scale-{flags.images}", vars(flags) | {"sizes": results}, flags.folder)
         return
     photos = run_contender("benchmarks.scale", "photos")
     print(f"\nphotographs decoded a second: {photos}")
-    write_results("scale", vars(flags) | {"sizes": results, "photos": photos})
+    write_results("scale", vars(flags) | {"sizes": results, "photos": photos}, flags.folder)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from statistics import median
 
 import tyro
 
-from benchmarks.report import print_table, spread, write_results
+from benchmarks.report import Output, print_table, spread, write_results
 
 CHILD = """
 import json, sys, time
@@ -48,7 +48,7 @@ print("\\n" + json.dumps(parts | {"total": times[-1][1] - times[0][1]}))
 
 
 @dataclass
-class Flags:
+class Flags(Output):
     rounds: int = 5
     """fresh processes that are timed"""
     wandb_mode: str = "auto"
@@ -65,7 +65,8 @@ def main(flags):
     parts = {name: spread([r[name] for r in rounds]) for name in rounds[0]}
     rows = [(name, *(f"{p[k]:.2f}" for k in ("median", "min", "max"))) for name, p in parts.items()]
     print_table("seconds to the first training step", ("part", "median", "min", "max"), rows)
-    write_results("startup", {"seconds": parts, "median": median(r["total"] for r in rounds)})
+    total = median(r["total"] for r in rounds)
+    write_results("startup", {"seconds": parts, "median": total}, flags.folder)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from optimisation import Schedule, make_optimizer
 from steps import batch_sizes, plain_step, train_epoch, uses_bfloat16
 from studies.depth_networks import build_network, gradient_norms, layer_parameters
 
-GRADIENT_IMAGES = 256  # the first so many training images
+GRADIENT_IMAGES = 256  # training images that the gradients are taken of
 
 
 def measure_cell(config, train_set, val_set, device):
@@ -23,8 +23,7 @@ def measure_cell(config, train_set, val_set, device):
     model = build_network(config, config["arm"]).to(device)
     if config["network"] == "cnn":
         model.to(memory_format=torch.channels_last)
-    first = slice(min(GRADIENT_IMAGES, len(train_set)))
-    batch = train_set.normalise(train_set.images[first]), train_set.labels[first]
+    batch = train_set.sample(GRADIENT_IMAGES)
     gradients = {"init": rounded(gradient_norms(model, *batch))}
     history = train_network(model, train_set, val_set, config, device)
     gradients["trained"] = rounded(gradient_norms(model, *batch))

@@ -22,7 +22,7 @@ from scipy import stats
 from experiment import exit_cleanly
 from studies.experiments import RESULTS, add, load_experiments
 from studies.report_figures import draw_figures, drawable
-from studies.trust_table import percent, rate_of
+from studies.trust_table import answers, as_background, as_object, percent
 from summary import wilson
 from tracking import write_whole
 
@@ -107,6 +107,7 @@ def render():
         ingredients=tell_ingredients(ingredients),
         ingredients_settings=ingredients and ingredients["settings"],
         **tell_trust(load_json("trust/trust.json")),
+        networks=tell_networks(runs),
         **tell_speed(benchmarks),
     )
     return "\n\n".join(map(reflow, re.sub(r"\n{3,}", "\n\n", text).split("\n\n")))
@@ -122,13 +123,9 @@ def reflow(block):
 
 def tell_trust(trust):
     """What the text says of results/trust/trust.json."""
-    swapped, classes = trust["unseen"]["swapped"], trust["classes"]
-    grounds = {
-        one: rate_of([others[one] for others in swapped.values() if one in others], "background")
-        for one in classes
-    }
+    swapped = trust["unseen"]["swapped"]
+    grounds = {one: as_background(swapped, one) for one in trust["classes"]}
     shares = [int(text.split()[0]) for one, text in grounds.items() if one != "parachute"]
-    parachute = rate_of(list(swapped["parachute"].values()), "object")
     mosaics = [
         round(100 * fmean(summary["mean"] for summary in others.values()))
         for others in trust["mosaics"].values()
@@ -139,11 +136,27 @@ def tell_trust(trust):
         "where": trust["unseen"]["where"],
         "skies": trust["colours"]["skies"],
         "swaps": {"ground": grounds, "least": min(shares), "most": max(shares)}
-        | {"parachute": parachute},
+        | {"parachute": as_object(swapped, "parachute")},
         "mosaics": mosaics,
         "area": lambda kind, order: f"{trust['curves'][kind][order]['area']['mean']:.2f}",
         "said": SAID,
     }
+
+
+def tell_networks(experiments):
+    """Of every network that was asked the same: {"accuracy", "answers"}, the one of results/trust
+    first, then those of its folders."""
+    reached = {
+        run["run_dir"]: run["test"]["accuracy"]
+        for experiment in experiments.values()
+        for run in experiment.runs
+    }
+    networks = []
+    for path in ("trust/trust.json", *sorted(RESULTS.glob("trust/*/trust.json"))):
+        study = load_json(path)
+        run_dir = str(Path(study["checkpoint"]).parents[1])
+        networks.append({"accuracy": reached[run_dir], "answers": answers(study)})
+    return networks
 
 
 def tell_depth(study):

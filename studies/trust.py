@@ -18,7 +18,7 @@ from boxes import FILE, load_boxes
 from cam import activate
 from checkpoint import load_checkpoint, load_model
 from config import defaults
-from dataset import LOADERS, ImageDataset, make_generator, shrink
+from dataset import LOADERS, ImageDataset, make_generator, shrink, split_positions
 from experiment import exit_cleanly
 from gallery import draw_gallery
 from studies.evidence import colours, delete, focus, randomise
@@ -46,6 +46,12 @@ def load_splits(config):
         ImageDataset(shrink(images, config["image_size"]), labels, classes, mean, std, split)
         for split, (images, labels) in splits.items()
     ]
+
+
+def trained_on(length, config):
+    """Positions in the whole training set of what was not held out for validation."""
+    generator = make_generator(config["seed"], "split")
+    return split_positions(length, config["val_fraction"], generator)[0].tolist()
 
 
 def run_study(subject, train_set, boxes, seed):
@@ -89,6 +95,9 @@ def main(flags):
             f"ILSVRC's bounding boxes of its validation images; see README"
         )
     train_set, test_set = load_splits(config)
+    if not config["hold_out_boxed"]:  # else none of them was trained on
+        boxes["train"] = {i: boxes["train"][i] for i in trained_on(len(train_set), config)
+                          if i in boxes["train"]}  # fmt: skip
     study = run_study(Subject(model, test_set), train_set, boxes, flags.seed)
     about = describe_process(next(model.parameters()).device)
     about |= {"checkpoint": flags.checkpoint, "epoch": load_checkpoint(flags.checkpoint)["epoch"]}

@@ -2,6 +2,8 @@
 
 from studies.measures import rate_with_interval
 
+PLAIN = ("sky blue", "grey", "sunset", "green", "sky blue, noise of 50")
+
 
 def percent(summary):
     """A mean with its interval, like 62 % (58 to 66)."""
@@ -97,14 +99,21 @@ def kept_table(study, name):
 
 
 def swap_table(study, name):
-    swapped, rows = study[name]["swapped"], []
-    for one in study["classes"]:
-        as_object = list(swapped[one].values())
-        as_ground = [others[one] for others in swapped.values() if one in others]
-        rows.append((one, rate_of(as_object, "object"), rate_of(as_ground, "background")))
+    swapped = study[name]["swapped"]
+    rows = [(one, as_object(swapped, one), as_background(swapped, one)) for one in study["classes"]]
     header = ("class", "as the object, named", "as the background, named")
     title = f"Objects on the emptied backgrounds of other classes, {name} images"
     return f"{title}\n{columns(header, rows)}"
+
+
+def as_object(swapped, name):
+    """How often objects of a class are named on the emptied backgrounds of others."""
+    return rate_of(list(swapped[name].values()), "object")
+
+
+def as_background(swapped, name):
+    """How often objects of other classes are taken for the class whose emptied background it is."""
+    return rate_of([others[name] for others in swapped.values() if name in others], "background")
 
 
 def rate_of(rows, key):
@@ -166,3 +175,41 @@ def randomised_table(study):
     ]
     header = ("network", "rank correlation with the trained map")
     return f"Do the maps depend on what was learned?\n{columns(header, rows)}"
+
+
+def answers(study):
+    """{question: answer} of what README asks of several networks, each as text."""
+    at = study["classes"].index("parachute")
+    skies, found = study["colours"]["skies"], study["3536"]
+    kept, where, swapped = (study["unseen"][key] for key in ("kept", "where", "swapped"))
+    alone, removed = kept["object alone"], kept["object removed"]
+    row = next(row for row in study["six"] if row["index"] == 3536)
+    tenth = found["object_share"].index(0.1)
+
+    def areas(kind):
+        orders = [study["curves"][kind][order] for order in ("map", "centre", "random")]
+        return ", ".join(f"{order['area']['mean']:.2f}" for order in orders)
+
+    return {
+        "parachutes still named, painted over": percent(removed["parachute"]),
+        "other objects where parachutes stood, called parachutes": as_background(
+            swapped, "parachute"
+        ),
+        "parachutes where other classes stood, still named": as_object(swapped, "parachute"),
+        "P(parachute) of plain sky blue, grey, orange, green, noisy sky blue": ", ".join(
+            f"{skies[name][at]:.2f}" for name in PLAIN
+        ),
+        "image 3536: P(church), P(parachute)": f"{row['church']:.2f}, {row['parachute']:.2f}",
+        "its P(parachute), a tenth of the picture: cut out, enlarged": (
+            f"{found['cut_out'][tenth]:.2f}, {found['enlarged'][tenth]:.2f}"
+        ),
+        "right answers of all classes kept without the object": percent(removed["all"]),
+        "with the object alone": percent(alone["all"]),
+        "spaniels still named without the dog": percent(removed["English springer"]),
+        "chain saws still named without the saw": percent(removed["chain saw"]),
+        "mean P as pixels go: the map's order, from the middle, random": areas("deletion"),
+        "mean P as pixels come": areas("insertion"),
+        "hottest points in a box: the map's, the middle": ", ".join(
+            percent(where[name]["pointing"]["all"]) for name in ("map", "centre")
+        ),
+    }

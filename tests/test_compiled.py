@@ -1,5 +1,6 @@
 """The step as one call is the plain step; what it leaves behind is the same."""
 
+import contextlib
 import copy
 
 import pytest
@@ -29,17 +30,20 @@ def batch(size=16, device="cpu"):
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("before", [0, 2])
-def test_steps_taken_inside_unchanged_leave_no_trace(digits_config, optimizer, before):
+@pytest.mark.parametrize("fails", [False, True])  # as a capture may that is given up
+def test_steps_taken_inside_unchanged_leave_no_trace(digits_config, optimizer, before, fails):
     model, opt, step = parts_of(digits_config | {"model": CNN, "optimizer": optimizer})
     for _ in range(before):
         step(*batch())
     twin, twin_opt, twin_step = parts_of(digits_config | {"model": CNN, "optimizer": optimizer})
     twin.load_state_dict(model.state_dict())
     twin_opt.load_state_dict(copy.deepcopy(opt.state_dict()))
-    with unchanged(model, opt):
+    with contextlib.suppress(RuntimeError), unchanged(model, opt):
         opt.param_groups[0]["lr"] = 1.0
         step(*batch())
         assert not torch.equal(model.classifier.weight, twin.classifier.weight)
+        if fails:
+            raise RuntimeError("capture failed")
     for one, other in ((step, twin_step), (twin_step, step)):
         torch.manual_seed(0)
         expected = other(*batch())

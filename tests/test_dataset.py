@@ -105,6 +105,19 @@ def test_cutout_is_drawn_over_the_whole_crop_and_not_beyond():
     assert (centres.min(), centres.max()) == (0, 18)  # up to the edge, where it reaches over
 
 
+def test_cutout_neither_follows_the_crop_nor_changes_it():
+    config = defaults | {"crop": 0.3, "elastic": 1.0}
+
+    def draw(cutout):
+        config["cutout"] = cutout
+        return draw_augmentation(2000, (36, 36), config, torch.Generator().manual_seed(0))
+
+    warps, fields, centres = draw(3)
+    assert all(map(torch.equal, (warps, fields), draw(0)[:2]))
+    both = torch.cat([warps[:, :, 2].T, centres.T.double()])
+    assert torch.corrcoef(both)[:2, 2:].abs().max() < 0.1
+
+
 def test_a_crop_drawn_half_as_large_shows_the_same_part(plain):
     """One of its pixels lies between four of the large one: on a ramp it is their mean."""
     ramp = torch.arange(36, dtype=torch.uint8).mul(7).expand(36, 36)

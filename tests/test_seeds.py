@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import exercise_1_1
+import seeds
 from checkpoint import load_checkpoint
 from config import complete_config
 from dataset import load_datasets
@@ -101,3 +102,51 @@ def test_many_seeds_write_one_summary(digits_config, tmp_path):
     written = json.loads((tmp_path / "many" / "results.json").read_text())
     assert [run["config"]["seed"] for run in written["runs"]] == results["seeds"] == [0, 1, 2]
     assert all(run["epochs"] == 2 for run in results["runs"])
+
+
+def test_where_one_seed_diverges_all_stand_where_they_were_before_that_epoch(
+    digits_config, tmp_path, monkeypatch
+):
+    configs = folders_of(digits_config | {"epochs": 3}, [0, 1], tmp_path)
+    make, taken = seeds.stacked_step, []
+
+    def breaking(*arguments):
+        step = make(*arguments)
+
+        def broken(images, labels):
+            taken.append(None)
+            return step(images * (torch.nan if len(taken) == 30 else 1), labels)
+
+        return broken
+
+    monkeypatch.setattr(seeds, "stacked_step", breaking)
+    with pytest.raises(ValueError, match="the loss is nan in epoch 2"):
+        train_seeds(configs)
+    for config in configs:
+        state = load_checkpoint(Path(config["run_dir"]) / "checkpoints" / "last.pt")
+        assert state["epoch"] == len(state["history"]) == 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_stack_computes_in_the_precision_that_is_asked_for(
+    digits_config, tmp_path, monkeypatch, precision
+):
+    seen, forward = set(), Stack.forward
+
+    def noted(stack, images):
+        logits = forward(stack, images)
+        seen.add(logits.dtype)
+        return logits
+
+    monkeypatch.setattr(Stack, "forward", noted)
+    train_seeds(folders_of(digits_config | {"precision": precision}, [0, 1], tmp_path))
+    assert seen == {getattr(torch, precision)}
+
+
+def test_seeds_whose_images_do_not_fit_side_by_side_are_trained_one_by_one(
+    digits_config, monkeypatch
+):
+    monkeypatch.setattr(seeds, "memory_bytes", lambda: 2**10)
+    monkeypatch.setattr(seeds, "train_stack", None)
+    results = exercise_1_1.main(digits_config | {"seeds": [0, 1]})
+    assert [run["epochs"] for run in results["runs"]] == [1, 1]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import exercise_1_1
 from dataset import load_datasets
 from models import build_model
-from tracking import describe_process
+from plots import read_metrics
+from tracking import describe_process, write_metrics
 from training import train
 
 
@@ -52,6 +54,17 @@ def expected_scalars(folder):
     rows = rows_of(folder)
     tags = [tag for tag in rows[0] if tag != "epoch"]
     return {tag: [(row["epoch"], pytest.approx(row[tag])) for row in rows] for tag in tags}
+
+
+def test_a_measure_that_was_added_later_is_empty_before(tmp_path):
+    history = [{"epoch": 1, "val/loss": 0.5}, {"epoch": 2, "val/loss": 0.25, "val/sure": 0.75}]
+    write_metrics(tmp_path, history)
+    assert (tmp_path / "metrics.csv").read_text() == (
+        "epoch,val/loss,val/sure\n1,0.5,\n2,0.25,0.75\n"
+    )
+    first, second = read_metrics(tmp_path / "metrics.csv")
+    assert math.isnan(first["val/sure"])
+    assert second == history[1]
 
 
 def test_tensorboard_holds_every_number_of_the_csv_file(digits_config):
