@@ -28,13 +28,16 @@ from models import MLP, SkipMLP, build_model
 from norms import Norms
 from optimisation import Schedule, make_optimizer
 from progress import Progress
-from steps import cast_forward, check_finite, not_finite, threads_restored, train_epoch
+from steps import check_finite, not_finite, threads_restored, train_epoch, uses_bfloat16
 from tracking import Tracker, only_writer, open_run, write_manifest
 from training import choose_device, keep_on, memory_errors_explained
 
 
 class Stack(nn.Module):
-    """Networks of one shape as one: images (S, n, ...) -> logits (S, n, K), a network a seed."""
+    """Networks of one shape as one: images (S, n, ...) -> logits (S, n, K), a network a seed.
+
+    They compute in the type of the images, since autocast does not reach inside vmap.
+    """
 
     def __init__(self, models):
         super().__init__()
@@ -52,7 +55,8 @@ class Stack(nn.Module):
         def one(weights, images):
             return functional_call(self.template, weights, (images,))
 
-        weights = dict(zip(self.names, self.weights, strict=True))
+        weights = (weight.to(images.dtype) for weight in self.weights)
+        weights = dict(zip(self.names, weights, strict=True))
         return vmap(one, randomness="different")(weights, images)
 
     def weights_of(self, position):
@@ -64,10 +68,10 @@ class Stack(nn.Module):
 
 def stacked_step(stack, optimizer, config):
     """step(images, labels) -> (losses (S,), correct predictions (S,)), after one update of all."""
-    forward = cast_forward(stack, config)
+    bfloat16 = uses_bfloat16(config, next(stack.parameters()).device)
 
     def step(images, labels):
-        logits = forward(images).float()
+        logits = stack(images.bfloat16() if bfloat16 else images).float()
         losses = mean_losses(logits, labels, config["label_smoothing"])
         losses.sum().backward()  # the weights of a seed see the mean loss of that seed alone
         optimizer.found_inf = not_finite(losses.sum())

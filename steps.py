@@ -15,7 +15,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 def plain_step(model, optimizer, config):
     """step(images, labels) -> (loss, number of correct predictions), after one update."""
-    forward = cast_forward(model, config)
+    device = next(model.parameters()).device
+    forward = model
+    if uses_bfloat16(config, device):
+        forward = torch.autocast(device.type, torch.bfloat16)(model)
 
     def step(images, labels):
         logits = forward(images)
@@ -27,14 +30,6 @@ def plain_step(model, optimizer, config):
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
     return step
-
-
-def cast_forward(model, config):
-    """The forward pass of `model`, under autocast where config["precision"] asks for bfloat16."""
-    device = next(model.parameters()).device
-    if uses_bfloat16(config, device):
-        return torch.autocast(device.type, torch.bfloat16)(model)
-    return model
 
 
 def not_finite(loss):

@@ -118,7 +118,9 @@ def reflow(block):
     if block.lstrip()[:1] in "|#`!<.-" or "```" in block or block.startswith(" "):
         return block
     end = "\n" if block.endswith("\n") else ""
-    return textwrap.fill(block, 105, break_long_words=False, break_on_hyphens=False) + end
+    bound = block.replace(" %", "\0%")  # a number and its unit stay on one line
+    filled = textwrap.fill(bound, 105, break_long_words=False, break_on_hyphens=False)
+    return filled.replace("\0", " ") + end
 
 
 def tell_trust(trust):
@@ -144,18 +146,19 @@ def tell_trust(trust):
 
 
 def tell_networks(experiments):
-    """Of every network that was asked the same: {"accuracy", "answers"}, the one of results/trust
-    first, then those of its folders."""
+    """Of every network that was asked the same: {"name", "accuracy", "answers"}, the one of
+    results/trust first, then those of its others/."""
     reached = {
         run["run_dir"]: run["test"]["accuracy"]
         for experiment in experiments.values()
         for run in experiment.runs
     }
     networks = []
-    for path in ("trust/trust.json", *sorted(RESULTS.glob("trust/*/trust.json"))):
+    for path in ("trust/trust.json", *sorted(RESULTS.glob("trust/others/*/trust.json"))):
         study = load_json(path)
         run_dir = str(Path(study["checkpoint"]).parents[1])
-        networks.append({"accuracy": reached[run_dir], "answers": answers(study)})
+        name = Path(path).parent.name.replace("_", " ")
+        networks.append({"name": name, "accuracy": reached[run_dir], "answers": answers(study)})
     return networks
 
 
