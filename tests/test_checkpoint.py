@@ -1,10 +1,13 @@
 """Checkpoints: whole or absent, and never code."""
 
+import contextlib
+import errno
 import io
 import os
 import pathlib
 import pickle
 import random
+import stat
 
 import pytest
 import torch
@@ -105,3 +108,19 @@ def test_load_model_rebuilds_the_network_in_eval_mode(path, digits_config):
     assert not loaded.training
     images = torch.randn(2, 1, 8, 8)
     assert torch.equal(model(images), loaded(images))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no other system syncs folders")
+@pytest.mark.parametrize(("number", "fine"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_file_system_that_cannot_sync_a_folder_is_no_fault(tmp_path, monkeypatch, number, fine):
+    sync = os.fsync
+
+    def partly(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", partly)
+    with contextlib.nullcontext() if fine else pytest.raises(OSError, match="Input/output"):
+        save_checkpoint(tmp_path / "best.pt", {"epoch": 3})
+    assert load_checkpoint(tmp_path / "best.pt")["epoch"] == 3

@@ -12,8 +12,10 @@ from test_signals import FLAGS, state_of
 from test_tracking import expected_scalars, scalars
 from test_training import run
 
+import checks
 import exercise_1_1
 import exercise_2_3
+import models
 
 
 def test_names_with_spaces_and_other_letters_and_another_temporary_folder(
@@ -88,6 +90,21 @@ def test_a_network_beyond_all_memory_is_one_line_and_leaves_nothing(digits_confi
     seeds = digits_config | {"model": model, "seeds": [1, 2]}
     assert "lower --model.layers" in one_line(capsys, lambda _: exercise_1_1.main(seeds))
     assert sorted(Path.cwd().rglob("*")) == before
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("1048576\n", 2**20), ("max\n", None)])
+def test_the_memory_is_that_of_the_container(monkeypatch, tmp_path, limit, expected):
+    monkeypatch.setattr(checks, "CONTAINER_LIMIT", tmp_path / "none")
+    whole = checks.memory_bytes()
+    (tmp_path / "memory.max").write_text(limit)
+    monkeypatch.setattr(checks, "CONTAINER_LIMIT", tmp_path / "memory.max")
+    assert checks.memory_bytes() == (expected or whole)
+
+
+def test_a_network_without_layers_beyond_all_memory_is_named(monkeypatch):
+    monkeypatch.setattr(models, "memory_bytes", lambda: 1)
+    with pytest.raises(ValueError, match=r"model\.kind resnet18: a network of this size"):
+        models.build_model({"dataset": "digits", "model": {"kind": "resnet18"}})
 
 
 def test_a_batch_beyond_the_memory_is_one_line(forks):

@@ -13,12 +13,14 @@ from torch.nn import functional as F
 
 from boxes import box_mask
 from cam import generate_class_activation_map
-from dataset import ImageDataset
+from config import complete_config
+from dataset import LOADERS, ImageDataset, load_datasets
 from models import CNN
 from studies import edits, measures
 from studies.evidence import colours, delete, focus, randomise
 from studies.objects import edit, locate
 from studies.subject import Boxed, Subject
+from studies.trust import trained_on
 
 SIZE, CELLS = 64, 8
 BOX = torch.tensor([[0.375, 0.375, 0.625, 0.625]])
@@ -283,3 +285,12 @@ def test_shuffled_pixels_keep_their_colours():
     shuffled = edits.shuffle_pixels(pixels, generator())
     assert not torch.equal(shuffled, pixels)
     assert torch.equal(shuffled.sum(1).flatten(1).sort()[0], pixels.sum(1).flatten(1).sort()[0])
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_study_knows_which_images_a_network_was_trained_on(digits_config, seed):
+    config = complete_config(digits_config | {"seed": seed})
+    train_set, val_set, _ = load_datasets(config)
+    images, _ = LOADERS["digits"](config)[0]["train"]
+    assert len(images) == len(train_set) + len(val_set)
+    assert torch.equal(images[trained_on(len(images), config)], train_set.images)

@@ -11,6 +11,7 @@ from conftest import DATA
 from scipy import stats
 
 import exercise_1_1
+from benchmarks import cifar
 from evaluate import Flags, evaluate, load_judged
 from studies import mirrored
 from studies.experiments import RESULTS, add, load_experiments
@@ -149,3 +150,9 @@ def test_the_numbers_of_a_docstring_are_those_of_readme(script):
     assert numbers
     for number in numbers:
         assert number.replace("+-", "±") in text, number
+
+
+def test_a_benchmark_with_other_settings_does_not_write_over_the_published_one():
+    assert cifar.Flags().folder == Path("results")
+    assert cifar.Flags(batches=60).folder == Path("runs")
+    assert cifar.Flags(batches=300, out="results").folder == Path("results")

@@ -18,6 +18,7 @@ from dataset import batches, load_datasets
 from evaluate import evaluate
 from models import build_model
 from optimisation import Schedule, make_optimizer, schedule_factor
+from steps import check_finite
 from training import plain_step, train
 
 
@@ -235,6 +236,16 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(
         state = load_checkpoint(Path(config["run_dir"]) / "checkpoints" / name)
         assert state["epoch"] == 1
         assert all(weights.isfinite().all() for weights in state["model"].values())
+
+
+def test_weights_that_are_not_finite_are_told_apart_from_a_loss_that_is_not(digits_config):
+    config = complete_config(digits_config)
+    model = build_model(config)
+    schedule = Schedule(make_optimizer(model, config), 2, config)
+    check_finite(torch.ones(2), model, 3, schedule)
+    next(model.parameters()).data[0] = torch.inf
+    with pytest.raises(ValueError, match=r"^weights are no longer finite after epoch 3"):
+        check_finite(torch.ones(2), model, 3, schedule)
 
 
 def test_a_learning_rate_far_too_high_is_named(digits_config):
