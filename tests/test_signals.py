@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
 import shlex
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -152,3 +154,24 @@ def test_another_thread_than_the_main_one_trains_and_catches_nothing(digits_conf
     assert len(results) == 1
     assert results[0][1]["epoch"] == 1
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+@pytest.mark.parametrize("wait", [0.1, 1.5, 8.0])  # as they start, import, train
+def test_ctrl_c_reaches_all_processes_of_a_terminal_and_only_one_speaks(wait):
+    """Several seeds on two threads: a process and a stack each."""
+    command = [sys.executable, str(DATA.parent / "exercise_1_1.py"), *FLAGS]
+    command += ["--epochs", "20000", "--seeds", "0", "1", "--run_dir", "several"]
+    several = {"stdout": -1, "stderr": -1, "text": True, "start_new_session": True}
+    threads = os.environ | {"OMP_NUM_THREADS": "2"}
+    with subprocess.Popen(command, env=threads, **several) as process:
+        for line in process.stdout:
+            if line.startswith("run folder"):
+                break
+        time.sleep(wait)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert printed_command(errors)[-2:] == ["--resume", "several"]
