@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from checks import first_line
 from distributed import first_only
 from models import build_model
 
@@ -135,7 +136,7 @@ def load_checkpoint(path: str | Path) -> dict:
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"checkpoint {path} holds more than tensors, refused: {reason}") from None
     if state["format"] > FORMAT:
         raise ValueError(

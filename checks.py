@@ -124,7 +124,7 @@ def fit_model(config, known=None):
 
 
 def first_line(error):
-    """What an allocator says, on one line of at most 120 letters."""
+    """What an error says, at most 120 letters of it, or its kind where it says nothing."""
     lines = str(error).splitlines() or [type(error).__name__]
     return re.sub(r"^\[enforce fail.*?\] .*?\. ", "", lines[0])[:120]
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from checks import first_line
 from distributed import world
 
 CACHE = Path("runs") / ".compiled"
@@ -70,7 +71,7 @@ def make_step(plain, model, optimizer, images, labels, steps, config):
             config["compile"] = "on"
             return step
         except Exception as error:  # whatever a compiler may do, the plain step still runs
-            reason = str(error).splitlines()[0][:100]
+            reason = first_line(error)
             print(f"the plain step is taken, compiling failed: {reason}", file=sys.stderr)
     return plain
 

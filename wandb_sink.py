@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from checks import first_line
 from outcome import current_exercise
 
 # W&B reads these itself; what is set outside holds. Seconds: it may cost a run no more than that.
@@ -118,7 +119,3 @@ def keep_quiet(logs, instead):
 
 def warn(text):
     print(f"warning: {text}", file=sys.stderr)
-
-
-def first_line(error):
-    return (str(error) or type(error).__name__).splitlines()[0][:100]

@@ -6,7 +6,8 @@ import copy
 import pytest
 import torch
 
-from compiled import GraphedStep, unchanged
+import compiled
+from compiled import GraphedStep, make_step, unchanged
 from config import complete_config
 from models import build_model
 from optimisation import make_optimizer
@@ -26,6 +27,23 @@ def batch(size=16, device="cpu"):
     generator = torch.Generator().manual_seed(size)
     images = torch.randn(size, 1, 8, 8, generator=generator)
     return images.to(device), torch.arange(size, device=device) % 10
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no header\nin 30 lines"), AssertionError()])
+def test_where_compiling_fails_the_plain_step_is_taken(digits_config, monkeypatch, capsys, error):
+    config = complete_config(digits_config | {"compile": "on", "batch_size": 16})
+    model, optimizer, plain = parts_of(config)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(compiled, "load_or_compile", fail)
+    monkeypatch.setattr(compiled.shutil, "which", str)  # as if a compiler were there
+    step = make_step(plain, model, optimizer, *batch(), 100, config)
+    assert step is plain and config["compile"] == "off"
+    reason = str(error).partition("\n")[0] or "AssertionError"
+    assert capsys.readouterr().err == f"the plain step is taken, compiling failed: {reason}\n"
+    plain(*batch())  # on state that the attempt left behind
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
