@@ -29,8 +29,14 @@ def fill_smoothly(pixels, masks):
     return torch.where(masks[:, None], filled, pixels)
 
 
-def object_alone(pixels, masks, mean):
-    """The object on the mean colour (C,) of the data set."""
+def cut_along(pixels, masks, empty, levels=40):
+    """The part of every mask that differs by more than `levels` of 255, in one channel at least,
+    from `empty`, what was grown in from around it: the object without most of its background."""
+    return masks & ((pixels - empty).abs().amax(1) > levels)
+
+
+def alone(pixels, masks, mean):
+    """What the masks show, on the mean colour (C,) of the data set."""
     return torch.where(masks[:, None], pixels, mean.view(-1, 1, 1))
 
 

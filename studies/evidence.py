@@ -15,15 +15,18 @@ def delete(subject, dataset, generator, per_class=8):
     images = dataset.normalise(dataset.images[torch.cat(rows)])
     maps, classes = measures.explain(subject.model, images)
     bias = subject.model.classifier.bias.detach()[classes]
-    found = {"images": len(images)}
+    found, areas = {"images": len(images)}, {}
     for name, order in measures.cell_orders(maps, generator).items():
         logits = measures.feature_deletion(maps, maps.mean((1, 2)) + bias, order)
         pixels = measures.pixel_curves(subject.model, images, classes, order, maps.shape[1:])
         curves = dict(zip(("deletion", "insertion"), pixels, strict=True), features=logits)
         for kind, curve in curves.items():
+            area = areas[kind, name] = curve.mean(1)
+            more = area - areas[kind, "map"]  # image by image; the map is the first order
             found.setdefault(kind, {})[name] = {
                 "curve": curve.mean(0).tolist(),
-                "area": mean_with_interval(curve.mean(1).tolist()),
+                "area": mean_with_interval(area.tolist()),
+                "more_than_map": mean_with_interval(more.tolist()),
             }
     return found
 

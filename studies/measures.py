@@ -153,6 +153,29 @@ def mean_with_interval(values):
     return {"mean": mean, "low": low, "high": high, "count": len(values)}
 
 
+def grouped_rate(hits, groups):
+    """The share of yes where the hits of a group, of one picture say, depend on one another: with a
+    95 % bootstrap interval over the groups. Of nothing but yes or no Wilson's, as if every group
+    were one answer. `count` is that of the groups."""
+    hits, groups = np.asarray(hits, dtype=float), np.asarray(groups)
+    _, own = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(own)
+    sums = np.bincount(own, weights=hits)
+    if not len(hits) or not 0 < hits.mean() < 1:
+        return rate_with_interval(sums > 0)
+    drawn = stats.bootstrap(
+        (sums, sizes),
+        lambda some, of, axis: some.sum(axis) / of.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=2000,
+        method="percentile",
+        rng=0,
+    )
+    low, high = map(float, drawn.confidence_interval)
+    return {"mean": float(hits.mean()), "low": low, "high": high, "count": len(sizes)}
+
+
 def rate_with_interval(hits):
     """The same for a share of yes and no, with Wilson's 95 % interval."""
     hits = np.asarray(hits, dtype=bool)

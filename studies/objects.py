@@ -4,9 +4,10 @@ import torch
 
 from boxes import energy_inside, upsample
 from studies import edits, measures
-from studies.measures import mean_with_interval, rate_with_interval
+from studies.measures import grouped_rate, mean_with_interval, rate_with_interval
 from studies.subject import by_class
 
+ROOM = 0.1  # of the object at most is covered by what counts as beside it
 SIX = (1936, 1526, 1527, 3535, 3536, 3537)  # test images: a French horn, two churches, parachutes
 
 
@@ -35,40 +36,63 @@ def locate(subject, boxed):
 
 
 def edit(subject, boxed, generator):
-    """How often the right class is kept when something in the picture changes, per class."""
+    """How often the right class is kept when something in the picture changes, per class, and what
+    `swap` finds of whole boxes and of objects that are cut out of them."""
     right = subject.predict(boxed.pixels).argmax(1) == boxed.labels
     boxed = boxed[right.nonzero()[:, 0].tolist()]
-    side = boxed.pixels.shape[-1]
+    pixels, masks, side = boxed.pixels, boxed.masks, boxed.pixels.shape[-1]
     mean = torch.tensor(subject.dataset.mean) * 255
-    empty = edits.fill_smoothly(boxed.pixels, boxed.masks)
-    fake = [move_randomly(mask, generator) for mask in boxed.masks]
+    empty = edits.fill_smoothly(pixels, masks)
+    cut = edits.cut_along(pixels, masks, empty)
+    beside = torch.stack([move_randomly(mask, generator) for mask in masks])
+    overlap = (beside & masks).sum((1, 2)) / masks.sum((1, 2))
+    room = (overlap <= ROOM).nonzero()[:, 0]
     steps = torch.randint(-side // 4, side // 4 + 1, (len(boxed.labels), 2), generator=generator)
-    one_by_one = zip(boxed.pixels, boxed.masks, empty, steps.tolist(), strict=True)
+    one_by_one = zip(pixels, masks, empty, steps.tolist(), strict=True)
     moved = [edits.move(p[None], m[None], e[None], *s)[0] for p, m, e, s in one_by_one]
+    every = torch.arange(len(masks))
     changed = {
-        "object removed": empty,
-        "as large a part beside it removed": edits.fill_smoothly(boxed.pixels, torch.stack(fake)),
-        "object alone": edits.object_alone(boxed.pixels, boxed.masks, mean),
-        "object moved": torch.stack(moved),
+        "object removed": (every, empty),
+        "object removed, room beside it": (room, empty[room]),
+        "as large a part beside it removed": (
+            room,
+            edits.fill_smoothly(pixels[room], beside[room]),
+        ),
+        "box alone": (every, edits.alone(pixels, masks, mean)),
+        "object cut out alone": (every, edits.alone(pixels, cut, mean)),
+        "box moved": (every, torch.stack(moved)),
     }
     kept = {}
-    for name, pixels in changed.items():
-        same = (subject.predict(pixels).argmax(1) == boxed.labels).tolist()
-        kept[name] = by_class(same, boxed.labels, subject.dataset.classes, rate_with_interval)
-    return kept, swap(subject, boxed, empty, generator)
+    for name, (rows, edited) in changed.items():
+        labels = boxed.labels[rows]
+        same = (subject.predict(edited).argmax(1) == labels).tolist()
+        kept[name] = by_class(same, labels, subject.dataset.classes, rate_with_interval)
+    shares = (cut.sum((1, 2)) / masks.sum((1, 2))).tolist()
+    swapped = {
+        "cut_share": by_class(shares, boxed.labels, subject.dataset.classes, mean_with_interval),
+        "boxes": swap(subject, boxed, masks, empty, generator),
+        "cut out": swap(subject, boxed, cut, empty, generator),
+    }
+    return kept, swapped
 
 
 def move_randomly(mask, generator):
-    """A mask as large elsewhere: rolled around the picture, off the object where there is room."""
+    """A mask as large elsewhere, of 50 places the one that covers least of the object; it goes on
+    at the opposite edge."""
     tries = torch.randint(0, len(mask), (50, 2), generator=generator).tolist()
     rolled = [torch.roll(mask, (rows, columns), (0, 1)) for rows, columns in tries]
     return min(rolled, key=lambda other: int((other & mask).sum()))
 
 
-def swap(subject, boxed, empty, generator):
-    """{object class: {background class: how many of so many are called one or the other}}."""
+def swap(subject, boxed, masks, empty, generator):
+    """What `masks` show on the emptied pictures of other classes: {"pairs": {object class:
+    {background class: how many of so many are called one or the other}}}, and per class how often
+    it is named as the object, "as_object", and as the background, "as_background".
+
+    A picture takes part several times, so that these intervals are over pictures, not over pairs.
+    """
     classes, labels = subject.dataset.classes, boxed.labels
-    table = {}
+    table, seen = {}, []
     for own, name in enumerate(classes):
         objects = (labels == own).nonzero()[:, 0]
         table[name] = {}
@@ -77,12 +101,21 @@ def swap(subject, boxed, empty, generator):
             if other == own or not len(places) or not len(objects):
                 continue
             drawn = places[torch.randint(len(places), (len(objects),), generator=generator)]
-            pasted = edits.paste(boxed.pixels[objects], boxed.masks[objects], empty[drawn])
+            pasted = edits.paste(boxed.pixels[objects], masks[objects], empty[drawn])
             called = subject.predict(pasted).argmax(1)
             hits = {"object": called == own, "background": called == other}
             row = {key: int(hit.sum()) for key, hit in hits.items()}
             table[name][classes[other]] = row | {"count": len(objects)}
-    return table
+            seen += zip(objects.tolist(), drawn.tolist(), called.tolist(), strict=True)
+    own, ground, called = torch.tensor(seen).T if seen else torch.zeros(3, 0, dtype=torch.long)
+    found = {"pairs": table}
+    for key, pictures in (("as_object", own), ("as_background", ground)):
+        hits = called == labels[pictures]
+        found[key] = {}
+        for label, name in enumerate(classes):
+            rows = labels[pictures] == label
+            found[key][name] = grouped_rate(hits[rows], pictures[rows])
+    return found
 
 
 def explain_3536(subject, boxed):

@@ -62,13 +62,13 @@ def draw_outside(study, folder):
 
 def draw_kept(study, folder):
     kept, names = study["unseen"]["kept"], ["all", *study["classes"]]
-    figure, axes = plt.subplots(1, len(kept), figsize=(11, 4), sharey=True, layout="constrained")
-    for axis, (change, summaries) in zip(axes, kept.items(), strict=True):
+    figure, axes = plt.subplots(2, 3, figsize=(9.5, 7), layout="constrained")
+    for place, (axis, (change, summaries)) in enumerate(zip(axes.flat, kept.items(), strict=True)):
         bars(axis, [summaries[name] for name in names], 0, 0.6, color=TRAIN)
-        axis.set_title(change.replace(" part ", " part\n"), fontsize=9)
+        axis.set_title(f"{change}\n({summaries['all']['count']} pictures)", fontsize=9)
+        label_classes(axis, names if place % 3 == 0 else [""] * len(names))
+    for axis in axes[1]:
         axis.set_xlabel("right answer kept", fontsize=9)
-        label_classes(axis, names)
-    axes[0].invert_yaxis()  # the axes share it: turned an even number of times
     save_figure(figure, folder / "kept.png")
 
 

@@ -1,7 +1,5 @@
 """The trust study as text: what a reader should know before believing a picture."""
 
-from studies.measures import rate_with_interval
-
 PLAIN = ("sky blue", "grey", "sunset", "green", "sky blue, noise of 50")
 
 
@@ -99,27 +97,19 @@ def kept_table(study, name):
 
 
 def swap_table(study, name):
+    """How often what is pasted on the emptied backgrounds of other classes is named, and how often
+    they are: pasted are whole boxes, then what is cut out of them."""
     swapped = study[name]["swapped"]
-    rows = [(one, as_object(swapped, one), as_background(swapped, one)) for one in study["classes"]]
-    header = ("class", "as the object, named", "as the background, named")
-    title = f"Objects on the emptied backgrounds of other classes, {name} images"
+    rows = []
+    for one in study["classes"]:
+        summaries = [swapped[what][key][one] for what in ("boxes", "cut out")
+                     for key in ("as_object", "as_background")]  # fmt: skip
+        share = percent(swapped["cut_share"][one])
+        rows.append((one, *map(percent, summaries[:2]), share, *map(percent, summaries[2:])))
+    header = ("class", "box named", "background named", "of the box is cut out", "that named",
+              "background named")  # fmt: skip
+    title = f"Boxes, and what is cut out of them, on emptied backgrounds of others, {name} images"
     return f"{title}\n{columns(header, rows)}"
-
-
-def as_object(swapped, name):
-    """How often objects of a class are named on the emptied backgrounds of others."""
-    return rate_of(list(swapped[name].values()), "object")
-
-
-def as_background(swapped, name):
-    """How often objects of other classes are taken for the class whose emptied background it is."""
-    return rate_of([others[name] for others in swapped.values() if name in others], "background")
-
-
-def rate_of(rows, key):
-    """Of all pictures of these rows together, the share that was called `key`."""
-    hits, count = (sum(row[k] for row in rows) for k in (key, "count"))
-    return percent(rate_with_interval([True] * hits + [False] * (count - hits)))
 
 
 def sky_table(study):
@@ -148,9 +138,12 @@ def table_3536(study):
 
 def curve_table(study):
     rows = []
+    kinds = [study["curves"][kind] for kind in ("features", "deletion", "insertion")]
     for order in ("map", "random", "centre"):
-        areas = [study["curves"][k][order]["area"] for k in ("features", "deletion", "insertion")]
-        rows.append((order, *map(number, areas)))
+        rows.append((order, *(number(kind[order]["area"]) for kind in kinds)))
+    for order in ("random", "centre"):
+        more = (number(kind[order]["more_than_map"]) for kind in kinds)
+        rows.append((f"{order}, more than map", *more))
     header = ("order", "logit, features deleted", "P, pixels deleted", "P, pixels inserted")
     title = (
         f"Mean of the curves of {study['curves']['images']} test images (deleted: lower is better)"
@@ -182,7 +175,7 @@ def answers(study):
     at = study["classes"].index("parachute")
     skies, found = study["colours"]["skies"], study["3536"]
     kept, where, swapped = (study["unseen"][key] for key in ("kept", "where", "swapped"))
-    alone, removed = kept["object alone"], kept["object removed"]
+    removed, cut = kept["object removed"], swapped["cut out"]
     row = next(row for row in study["six"] if row["index"] == 3536)
     tenth = found["object_share"].index(0.1)
 
@@ -192,10 +185,10 @@ def answers(study):
 
     return {
         "parachutes still named, painted over": percent(removed["parachute"]),
-        "other objects where parachutes stood, called parachutes": as_background(
-            swapped, "parachute"
+        "other objects where parachutes stood, called parachutes": percent(
+            cut["as_background"]["parachute"]
         ),
-        "parachutes where other classes stood, still named": as_object(swapped, "parachute"),
+        "parachutes where other classes stood, still named": percent(cut["as_object"]["parachute"]),
         "P(parachute) of plain sky blue, grey, orange, green, noisy sky blue": ", ".join(
             f"{skies[name][at]:.2f}" for name in PLAIN
         ),
@@ -204,7 +197,8 @@ def answers(study):
             f"{found['cut_out'][tenth]:.2f}, {found['enlarged'][tenth]:.2f}"
         ),
         "right answers of all classes kept without the object": percent(removed["all"]),
-        "with the object alone": percent(alone["all"]),
+        "with the box alone": percent(kept["box alone"]["all"]),
+        "with the object cut out alone": percent(kept["object cut out alone"]["all"]),
         "spaniels still named without the dog": percent(removed["English springer"]),
         "chain saws still named without the saw": percent(removed["chain saw"]),
         "mean P as pixels go: the map's order, from the middle, random": areas("deletion"),

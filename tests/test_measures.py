@@ -4,6 +4,8 @@
 the background, which gives the class away; the object, a black square, means nothing to it.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,13 @@ class Painted(Head):
         return F.avg_pool2d(images, SIZE // CELLS).relu()
 
 
+class PaintedWithin(Painted):
+    """The same, of what the box in the middle shows."""
+
+    def features(self, images):
+        return super().features(images * box_mask(BOX, SIZE, SIZE))
+
+
 def generator():
     return torch.Generator().manual_seed(0)
 
@@ -98,12 +107,16 @@ def test_evidence_painted_into_the_background_is_found_outside_the_object():
 def test_who_sees_the_background_alone_keeps_the_answer_without_object_and_follows_a_swap():
     dataset = painted_dataset()
     kept, swapped = edit(Subject(Painted(), dataset), painted_boxes(dataset), generator())
-    for change in ("object removed", "as large a part beside it removed", "object moved"):
+    for change in ("object removed", "as large a part beside it removed", "box moved"):
         assert kept[change]["all"]["mean"] == 1
+        assert kept[change]["all"]["count"] == 30
     assert kept["object removed"]["all"]["low"] < 1  # 30 images do not prove all
-    rows = [row for others in swapped.values() for row in others.values()]
-    assert len(rows) == 6
-    assert all(row == {"object": 0, "background": 10, "count": 10} for row in rows)
+    for found in (swapped["boxes"], swapped["cut out"]):
+        rows = [row for others in found["pairs"].values() for row in others.values()]
+        assert len(rows) == 6
+        assert all(row == {"object": 0, "background": 10, "count": 10} for row in rows)
+        assert all(one["mean"] == 0 for one in found["as_object"].values())
+        assert all(one["mean"] == 1 for one in found["as_background"].values())
 
 
 def test_who_sees_the_object_alone_loses_the_answer_with_it_and_resists_a_swap():
@@ -116,9 +129,46 @@ def test_who_sees_the_object_alone_loses_the_answer_with_it_and_resists_a_swap()
     dataset = ImageDataset(images, dataset.labels, dataset.classes, [0.0] * 3, [1.0] * 3)
     kept, swapped = edit(Subject(Painted(), dataset), painted_boxes(dataset), generator())
     assert kept["object removed"]["all"]["mean"] < 0.5  # what is left is grey: a guess
-    assert kept["object alone"]["all"]["mean"] == 1
-    rows = [row for others in swapped.values() for row in others.values()]
-    assert all(row["object"] == row["count"] == 10 for row in rows)
+    assert kept["box alone"]["all"]["mean"] == kept["object cut out alone"]["all"]["mean"] == 1
+    for found in (swapped["boxes"], swapped["cut out"]):
+        rows = [row for others in found["pairs"].values() for row in others.values()]
+        assert all(row["object"] == row["count"] == 10 for row in rows)
+        assert all(one["mean"] == 1 for one in found["as_object"].values())
+
+
+def test_a_sky_inside_the_box_is_pasted_with_it_and_not_with_what_is_cut_out():
+    dataset = painted_dataset()
+    inner = box_mask(torch.tensor([[0.45, 0.45, 0.55, 0.55]]), SIZE, SIZE)
+    images = PAINT[dataset.labels][:, :, None, None].expand(-1, -1, SIZE, SIZE).clone()
+    images[:, :, inner] = 0  # the object; around it, in the box, is background
+    boxed = painted_boxes(replace(dataset, images=images.to(torch.uint8)))
+    _, swapped = edit(Subject(PaintedWithin(), dataset), boxed, generator())
+    share = inner.sum() / box_mask(BOX, SIZE, SIZE).sum()
+    assert swapped["cut_share"]["all"]["mean"] == pytest.approx(float(share))
+    assert all(one["mean"] == 1 for one in swapped["boxes"]["as_object"].values())
+    assert all(one["mean"] == 0 for one in swapped["cut out"]["as_object"].values())
+
+
+def test_what_has_no_room_beside_it_is_not_asked_what_lies_beside():
+    dataset = painted_dataset()
+    boxed = painted_boxes(dataset)
+    large = torch.tensor([[0.0, 0.0, 1.0, 0.8]])
+    boxed.masks = torch.stack([box_mask(large if k < 12 else BOX, SIZE, SIZE) for k in range(30)])
+    kept, _ = edit(Subject(Painted(), dataset), boxed, generator())
+    for name in ("object removed, room beside it", "as large a part beside it removed"):
+        assert kept[name]["all"]["count"] == 18
+
+
+def test_pictures_that_take_part_several_times_count_once_in_an_interval():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        hits = (generator.random(20) < 0.5).repeat(9)  # of a picture all nine or none
+        found = measures.grouped_rate(hits, np.arange(20).repeat(9))
+        covered += found["low"] <= 0.5 <= found["high"]
+        assert found["count"] == 20
+    assert covered > 180
+    assert measures.grouped_rate([False] * 18, [0] * 9 + [1] * 9)["high"] > 0.5
 
 
 def test_a_network_that_looks_at_one_corner_is_caught_there():
