@@ -21,7 +21,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from checkpoint import CheckpointWriter, save_checkpoint
 from checks import memory_bytes
 from compiled import WORTH_IT, make_step, mean_losses
-from dataset import derive_seed, draw_epoch, load_datasets, prepare
+from dataset import draw_epoch, load_datasets, prepare
 from evaluate import evaluate
 from interruption import Stopped, stop_requests
 from models import MLP, SkipMLP, build_model
@@ -57,7 +57,7 @@ class Stack(nn.Module):
 
         weights = (weight.to(images.dtype) for weight in self.weights)
         weights = dict(zip(self.names, weights, strict=True))
-        return vmap(one, randomness="different")(weights, images)
+        return vmap(one)(weights, images)
 
     def weights_of(self, position):
         """The state_dict of the network of one seed."""
@@ -83,8 +83,10 @@ def stacked_step(stack, optimizer, config):
 
 
 def can_stack(config):
-    """Whether `train_seeds` takes this config: that of an MLP."""
-    return config["model"]["kind"] in ("mlp", "skip_mlp")
+    """Whether `train_seeds` takes this config: that of an MLP without dropout, whose masks would
+    depend on which seeds are trained together."""
+    model = config["model"]
+    return model["kind"] in ("mlp", "skip_mlp") and not model.get("dropout", 0)
 
 
 def fit_together(configs):
@@ -98,8 +100,8 @@ def train_seeds(configs, workers=0):
     """Train one network a config, which differ in seed and run folder, as `train` would.
 
     Leaves in every run folder what `train` leaves there, so that a run that resumes it finds its
-    work done. Order, initial weights and augmentation are those of the single run of that seed;
-    dropout draws others. TensorBoard is written at the end, and W&B by the single runs that follow;
+    work done. Order, initial weights and augmentation are those of the single run of that seed, the
+    numbers within rounding. TensorBoard is written at the end, and W&B by the single runs that follow;
     until then the checkpoints hold the history.
 
     On a CPU the seeds are dealt to `workers` processes of one thread and one stack each; 0 takes
@@ -204,7 +206,6 @@ def train_stack(configs, shows=True):
         for epoch in range(1, config["epochs"] + 1):
             if (parent := multiprocessing.parent_process()) and not parent.is_alive():
                 raise Stopped(signal.SIGTERM, Path(config["run_dir"]).parent)
-            torch.manual_seed(derive_seed(config["seed"], "dropout", epoch))
             stack.train()
             dealt = stacked_batches(joint, configs, epoch, device)
             losses, metrics = train_epoch(step, progress.watch(dealt, epoch, check), schedule)

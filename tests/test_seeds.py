@@ -83,17 +83,14 @@ def test_a_seed_trained_with_others_goes_on_alone(digits_config, tmp_path):
     )
 
 
-def test_dropout_is_drawn_for_every_seed_and_repeats(digits_config, tmp_path):
-    model = SKIP_MLP | {"dropout": 0.5}
-    first = folders_of(digits_config | {"model": model}, [0, 1], tmp_path / "a")
-    second = folders_of(digits_config | {"model": model}, [0, 1], tmp_path / "b")
-    losses = []
-    for configs in (first, second):
-        train_seeds(configs)
-        rows = [Path(c["run_dir"], "metrics.csv").read_text().splitlines()[1] for c in configs]
-        losses.append([row.split(",")[1] for row in rows])
-    assert losses[0] == losses[1]
-    assert losses[0][0] != losses[0][1]
+def test_a_seed_with_dropout_is_the_same_alone_and_among_others(digits_config, tmp_path):
+    config = digits_config | {"model": SKIP_MLP | {"dropout": 0.5}}
+    several = config | {"seeds": [1, 0], "run_dir": str(tmp_path / "many"), "epochs": 2}
+    among = exercise_1_1.main(several)["runs"][1]
+    alone = exercise_1_1.main(config | {"seed": 0, "run_dir": str(tmp_path / "one"), "epochs": 2})
+    assert among["config"]["seed"] == 0
+    assert among["test"]["loss"] == alone["test"]["loss"]
+    assert among["test"]["confusion"].equal(alone["test"]["confusion"])
 
 
 def test_many_seeds_write_one_summary(digits_config, tmp_path):
