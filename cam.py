@@ -26,7 +26,8 @@ from distributed import shared
 from experiment import exit_cleanly
 from gallery import draw_gallery, folder_name
 from images import SUFFIXES
-from models import CNN, ResNet18, fold_norms
+from models import CNN, ResNet18, evaluating, fold_norms
+from training import choose_device
 
 __all__ = [
     "ClassActivation",
@@ -57,7 +58,7 @@ class ClassActivation:
 
     def __getitem__(self, index):
         """The activation of one image, or of a slice, N kept as the first axis."""
-        rows = slice(index, index + 1) if isinstance(index, int) else index
+        rows = slice(index, index + 1 or None) if isinstance(index, int) else index
         return ClassActivation(*(None if c is None else c[rows] for c in self.columns()))
 
     def columns(self):
@@ -94,10 +95,8 @@ def generate_class_activation_map(
             f"a {type(model).__name__} has no map to show; class activation needs a CNN"
         )
     weight, bias = model.classifier.weight, model.classifier.bias
-    training = model.training
-    model.eval()
-    features = model.features(images.to(weight.device))
-    model.train(training)
+    with evaluating(model):
+        features = model.features(images.to(weight.device))
     logits = model.classifier(features.mean((2, 3)))
     against = None
     if contrast is not None:
@@ -150,8 +149,10 @@ def cam(model: CNN | ResNet18, dataset: ImageDataset, config: dict) -> list[dict
     picture in manifest.json, and index.html; returns these rows. All pictures of a call share one
     colour scale. Where the boxes of the objects are known, the rows say what share of the positive
     evidence lies outside. config["cam"]["contrast"], "church,parachute" say, shows why the one and
-    not the other. Several processes share the work.
+    not the other. Several processes share the work. Raises ValueError where run_dir is not named.
     """
+    if config["run_dir"] == "auto":
+        raise ValueError("run_dir is auto, which names a folder in a run only: name one for cam")
     indices = choose_images(dataset, config)
     contrast = find_contrast(config["cam"]["contrast"], dataset.classes)
     activation = activate(model, dataset, indices, contrast=contrast)
@@ -168,7 +169,8 @@ def cam(model: CNN | ResNet18, dataset: ImageDataset, config: dict) -> list[dict
 
 
 def load_explained(config):
-    """(network, config it was trained with, with where its data lie now) of config["checkpoint"].
+    """(network on its device, config, epoch) of config["checkpoint"]: the config is that of its
+    training, but for where its data lie now, what is drawn and where.
 
     Raises ValueError where the network has no maps.
     """
@@ -178,7 +180,10 @@ def load_explained(config):
     trained = defaults | trained
     if config["data_dir"] != defaults["data_dir"] or not Path(trained["data_dir"]).is_dir():
         trained["data_dir"] = config["data_dir"]
-    return model, trained
+    own = ("checkpoint", "cam", "run_dir", "resume", "device", "wandb_mode")
+    model.to(choose_device(config["device"]))
+    epoch = load_checkpoint(config["checkpoint"])["epoch"]
+    return model, trained | {key: config[key] for key in own}, epoch
 
 
 def find_contrast(names, classes):
@@ -257,6 +262,8 @@ class Flags:
     """the folder to write; else runs/cam/<time>"""
     contrast: str = "none"
     """two classes, "church,parachute": why the one and not the other"""
+    device: str = "auto"
+    """cuda when available, then mps, then cpu"""
     grid: bool = False
     """show the cells of the map"""
 
@@ -264,6 +271,7 @@ class Flags:
 @exit_cleanly
 def main(flags):
     model, config = load_model(flags.checkpoint)
+    model.to(choose_device(flags.device))
     data = load_checkpoint(flags.checkpoint)["data"]
     photos, files = read_photos(flags.photos, config, data)
     out = Path(flags.out)

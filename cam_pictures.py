@@ -141,7 +141,9 @@ def describe_prediction(activation, class_names=None, true=None):
     names = class_names or [f"class {k}" for k in range(len(probabilities))]
     best, second = torch.topk(probabilities, 2).indices.tolist()
     shown, against = int(activation.classes[0]), activation.against
-    bias, total = (round(float(c[0]), 2) + 0.0 for c in (activation.biases, activation.totals))
+    mean, bias, total = (
+        float(c) for c in (activation.maps[0].mean(), activation.biases[0], activation.totals[0])
+    )
     truth = "" if true is None else f"true: {names[true]}   "
     what, sum_ = names[shown], "logit"
     if against is not None:
@@ -149,5 +151,6 @@ def describe_prediction(activation, class_names=None, true=None):
     return (
         f"{truth}predicted: {names[best]} {probabilities[best]:.3f}   "
         f"next: {names[second]} {probabilities[second]:.3f}\n"
-        f"map of {what}: mean {total - bias:+.2f}, bias {bias:+.2f}, {sum_} {total:+.2f}"
+        f"map of {what}: mean {mean:+.2f} and bias {bias:+.2f} make {mean + bias:+.2f}, "
+        f"{sum_} {total:+.2f}, error {abs(mean + bias - total):.0e}"
     )

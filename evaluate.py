@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from checkpoint import load_checkpoint, load_model
 from dataset import ImageDataset, load_datasets
 from distributed import first_only, joined, rank, summed, world
+from models import evaluating
 from summary import wilson
 
 
@@ -35,17 +36,15 @@ def evaluate(model: nn.Module, dataset: ImageDataset, batch_size: int = 1024) ->
     double = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have none
     loss = torch.zeros((), dtype=double, device=device)
     confusion = torch.zeros(num_classes**2, dtype=torch.int64, device=device)
-    training = model.training
-    model.eval()
     first, last = (len(dataset) * end // world() for end in (rank(), rank() + 1))
-    for start in range(first, last, batch_size):
-        rows = slice(start, min(start + batch_size, last))
-        images, labels = dataset.images[rows].to(device), dataset.labels[rows].to(device)
-        logits = model(dataset.normalise(images)).float()
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        pairs = labels * num_classes + logits.argmax(1)
-        confusion += torch.bincount(pairs, minlength=num_classes**2)
-    model.train(training)
+    with evaluating(model):
+        for start in range(first, last, batch_size):
+            rows = slice(start, min(start + batch_size, last))
+            images, labels = dataset.images[rows].to(device), dataset.labels[rows].to(device)
+            logits = model(dataset.normalise(images)).float()
+            loss += F.cross_entropy(logits, labels, reduction="sum")
+            pairs = labels * num_classes + logits.argmax(1)
+            confusion += torch.bincount(pairs, minlength=num_classes**2)
     summed(loss, confusion)
     confusion = confusion.view(num_classes, num_classes).cpu()
     return {

@@ -30,7 +30,7 @@ config = defaults | {
         "stride": 1,
         "padding": 1,
         "dropout": 0.3,
-        "residual": False,  # skip connections around every layer but the first
+        "residual": False,  # a skip connection around every layer
         "whiten": False,  # a fixed first layer that makes the values of 2x2 patches uncorrelated
     },
     # optimisation

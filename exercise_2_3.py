@@ -9,14 +9,13 @@ Two seeds on a core each of an AMD EPYC: test accuracy 0.9010 +- 0.0031 with --p
 """
 
 from cam import cam, choose_images, load_explained
-from checkpoint import load_checkpoint
 from config import defaults, parse_config
 from dataset import load_datasets
 from evaluate import evaluate
 from experiment import experiment, summarise
 from models import build_model
 from plots import draw_confusion, draw_curves
-from tracking import open_run
+from tracking import open_run, write_manifest
 from training import train
 
 config = defaults | {
@@ -83,16 +82,17 @@ def main(config):
 
 def explain(config):
     """Draw the maps of a trained network, on the data that it was trained for."""
-    model, trained = load_explained(config)
-    _, val_set, test_set = load_datasets(trained)
+    model, config, epoch = load_explained(config)
+    train_set, val_set, test_set = load_datasets(config)
     choose_images(test_set, config)
-    open_run(config)
+    device = next(model.parameters()).device
+    open_run(config, lambda folder: write_manifest(folder, config, train_set, device))
     val, test = evaluate(model, val_set), evaluate(model, test_set)
     draw_confusion(test["confusion"], test_set.classes, config["run_dir"])
-    cam(model, test_set, config | {key: trained[key] for key in ("data_dir", "resize")})
+    cam(model, test_set, config)
     results = summarise(model, [val["accuracy"]], [val["loss"]], test)
-    results["val"]["best_epoch"] = load_checkpoint(config["checkpoint"])["epoch"]
-    return results
+    results["val"]["best_epoch"] = epoch
+    return results | {"config": config, "epochs": epoch}
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Axis letters: N images, C channels, H x W pixels, K classes, h x w the cells of the last map.
 """
 
+import contextlib
 import copy
 import pickle
 from collections.abc import Sequence
@@ -289,6 +290,18 @@ def fold_norms(model):
             layer.conv = fuse_conv_bn_eval(layer.conv, layer.norm)
             layer.norm = nn.Identity()
     return folded
+
+
+@contextlib.contextmanager
+def evaluating(model):
+    """Inside, the model is in eval mode; after, each of its modules is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def count_parameters(model):

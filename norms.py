@@ -5,6 +5,8 @@ import math
 import torch
 from torch.nn import functional as F
 
+from models import evaluating
+
 IMAGES = 64  # that the gradient is taken of
 
 
@@ -36,12 +38,9 @@ class Norms:
         return found
 
     def _gradients(self, parameters):
-        training = self.model.training
-        self.model.eval()
-        loss = F.cross_entropy(self.model(self.images).float(), self.labels)
-        gradients = torch.autograd.grad(loss, parameters)  # .grad is left to the optimizer
-        self.model.train(training)
-        return gradients
+        with evaluating(self.model):
+            loss = F.cross_entropy(self.model(self.images).float(), self.labels)
+        return torch.autograd.grad(loss, parameters)  # .grad is left to the optimizer
 
     def _lengths(self, name, tensors):
         squares = torch.stack(torch._foreach_norm(tensors)).cpu().square().tolist()

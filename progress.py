@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from models import count_parameters
+from models import count_parameters, evaluating
 from tracking import device_name
 
 
@@ -73,11 +73,9 @@ def layer_table(model, image_shape):
     leaves = [(name, m) for name, m in model.named_modules() if not list(m.children())]
     drawn = [(n, m) for n, m in leaves if count_parameters(m) or isinstance(m, nn.MaxPool2d)]
     hooks = [module.register_forward_hook(note(name)) for name, module in drawn]
-    training = model.training
     reference = next(model.parameters())
-    with torch.no_grad():
-        model.eval()(reference.new_zeros(1, *image_shape))
-    model.train(training)
+    with torch.no_grad(), evaluating(model):
+        model(reference.new_zeros(1, *image_shape))
     for hook in hooks:
         hook.remove()
     rows.append(("total", "", "", count_parameters(model)))

@@ -101,8 +101,8 @@ def train_seeds(configs, workers=0):
 
     Leaves in every run folder what `train` leaves there, so that a run that resumes it finds its
     work done. Order, initial weights and augmentation are those of the single run of that seed, the
-    numbers within rounding. TensorBoard is written at the end, and W&B by the single runs that follow;
-    until then the checkpoints hold the history.
+    numbers within rounding. TensorBoard is written at the end, and W&B by the single runs that
+    follow; until then the checkpoints hold the history.
 
     On a CPU the seeds are dealt to `workers` processes of one thread and one stack each; 0 takes
     one a core, where the run is long enough to pay for starting them.

@@ -16,7 +16,7 @@ from cam import (
     generate_class_activation_map,
     save_cam_visualization,
 )
-from cam_pictures import COLOURS, HEADER, MARGIN, PANEL, blend
+from cam_pictures import COLOURS, HEADER, MARGIN, PANEL, blend, describe_prediction
 from dataset import ImageDataset
 from gallery import folder_name
 from models import CNN, MLP
@@ -67,6 +67,39 @@ def test_a_batch_is_its_images_one_by_one():
         alone = generate_class_activation_map(model, image[None])
         torch.testing.assert_close(together[index].maps, alone.maps)
         torch.testing.assert_close(together[index].confidence, alone.confidence)
+
+
+def test_a_negative_index_counts_from_the_end_and_a_mixed_mode_is_restored():
+    model, images = random_network(NETWORKS[1])
+    model.train()
+    model.layers[0].norm.eval()  # as where its statistics shall stay
+    activation = generate_class_activation_map(model, images)
+    torch.testing.assert_close(activation[-1].maps, activation.maps[-1:])
+    assert model.training and model.layers[1].norm.training
+    assert not model.layers[0].norm.training
+
+
+def test_the_words_of_a_picture_measure_its_map():
+    model, images = random_network(NETWORKS[0])
+    activation = generate_class_activation_map(model, images)[0]
+    mean, bias, total = map(float, (activation.maps.mean(), activation.biases, activation.totals))
+    words = describe_prediction(activation)
+    assert (
+        f"mean {mean:+.2f} and bias {bias:+.2f} make {mean + bias:+.2f}, logit {total:+.2f}"
+        in words
+    )
+    assert float(words.rpartition(" ")[2]) < 1e-5
+    broken = describe_prediction(replace(activation, maps=activation.maps * 3 + 5))
+    assert f"mean {3 * mean + 5:+.2f}" in broken
+    assert float(broken.rpartition(" ")[2]) > 1
+
+
+def test_maps_are_not_drawn_into_a_folder_called_auto(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, _ = random_network(NETWORKS[0])
+    with pytest.raises(ValueError, match="run_dir is auto"):
+        cam(model, None, exercise_2_3.config)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -97,6 +97,15 @@ def test_maps_are_drawn_where_the_pictures_are_and_weights_need_none(tmp_path):
     exercise_2_3.main(exercise_2_3.config | maps)  # in the folder that it was trained on
     manifest = json.loads(Path("maps/cam/manifest.json").read_text())
     assert {row["true"] for row in manifest["images"]} == {"cat", "dog"}
+    for name in ("config.json", "results.json"):  # they speak of the network that is explained
+        written = json.loads(Path("maps", name).read_text())
+        of_run = written.get("config", written)
+        for key in ("dataset", "image_size", "model", "lr", "epochs"):
+            assert (
+                of_run[key] == json.loads(Path(config["run_dir"], "config.json").read_text())[key]
+            )
+    assert written["epochs"] == written["val"]["best_epoch"] == 1
+    assert json.loads(Path("maps/manifest.json").read_text())["dataset"] == "image_folder"
     (tmp_path / "own").rename(tmp_path / "elsewhere")
     moved = maps | {"run_dir": "moved", "data_dir": str(tmp_path / "elsewhere")}
     exercise_2_3.main(exercise_2_3.config | moved)
