@@ -22,7 +22,7 @@ from scipy import stats
 from experiment import exit_cleanly
 from studies.experiments import RESULTS, add, load_experiments
 from studies.report_figures import draw_figures, drawable
-from studies.trust_table import answers, as_background, as_object, percent
+from studies.trust_table import answers, number, percent
 from summary import wilson
 from tracking import write_whole
 
@@ -126,8 +126,11 @@ def reflow(block):
 def tell_trust(trust):
     """What the text says of results/trust/trust.json."""
     swapped = trust["unseen"]["swapped"]
-    grounds = {one: as_background(swapped, one) for one in trust["classes"]}
-    shares = [int(text.split()[0]) for one, text in grounds.items() if one != "parachute"]
+    shares = [
+        round(100 * summary["mean"])
+        for one, summary in swapped["cut out"]["as_background"].items()
+        if one != "parachute"
+    ]
     mosaics = [
         round(100 * fmean(summary["mean"] for summary in others.values()))
         for others in trust["mosaics"].values()
@@ -137,12 +140,18 @@ def tell_trust(trust):
         "kept": trust["unseen"]["kept"],
         "where": trust["unseen"]["where"],
         "skies": trust["colours"]["skies"],
-        "swaps": {"ground": grounds, "least": min(shares), "most": max(shares)}
-        | {"parachute": as_object(swapped, "parachute")},
+        "swapped": swapped,
+        "swaps": {"least": min(shares), "most": max(shares)},
         "mosaics": mosaics,
+        "more": lambda kind, order: number(trust["curves"][kind][order]["more_than_map"]),
+        "less": lambda kind, order: number(negated(trust["curves"][kind][order]["more_than_map"])),
         "area": lambda kind, order: f"{trust['curves'][kind][order]['area']['mean']:.2f}",
         "said": SAID,
     }
+
+
+def negated(summary):
+    return summary | {"mean": -summary["mean"], "low": -summary["high"], "high": -summary["low"]}
 
 
 def tell_networks(experiments):
