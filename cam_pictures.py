@@ -152,5 +152,5 @@ def describe_prediction(activation, class_names=None, true=None):
         f"{truth}predicted: {names[best]} {probabilities[best]:.3f}   "
         f"next: {names[second]} {probabilities[second]:.3f}\n"
         f"map of {what}: mean {mean:+.2f} and bias {bias:+.2f} make {mean + bias:+.2f}, "
-        f"{sum_} {total:+.2f}, error {abs(mean + bias - total):.0e}"
+        f"{sum_} {total:+.2f}, error {abs(mean + bias - total):.4f}"
     )
