@@ -151,6 +151,6 @@ def describe_prediction(activation, class_names=None, true=None):
     return (
         f"{truth}predicted: {names[best]} {probabilities[best]:.3f}   "
         f"next: {names[second]} {probabilities[second]:.3f}\n"
-        f"map of {what}: mean {mean:+.2f} and bias {bias:+.2f} make {mean + bias:+.2f}, "
-        f"{sum_} {total:+.2f}, error {abs(mean + bias - total):.4f}"
+        f"map of {what}: mean {mean:+z.2f} and bias {bias:+z.2f} make {mean + bias:+z.2f}, "
+        f"{sum_} {total:+z.2f}, error {abs(mean + bias - total):.4f}"
     )

@@ -97,6 +97,11 @@ def test_what_a_run_leaves_is_taken_over_and_its_weights_judge_alike(digits_conf
     assert experiment.mirrored == []
 
 
+def test_a_seed_with_dropout_run_alone_is_the_one_among_five_to_the_last_digit():
+    alone = (RESULTS / "exercise_1_2-default_again" / "metrics.csv").read_text()
+    assert (RESULTS / "exercise_1_2-default" / "metrics-seed_0.csv").read_text() == alone
+
+
 def test_mirror_images_are_measured_apart_and_go_with_the_run(digits_config, tmp_path):
     outcome = exercise_1_1.main(digits_config | {"seeds": [0, 1], "run_dir": "several"})
     results = tmp_path / "results"
