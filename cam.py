@@ -22,12 +22,12 @@ from cam_pictures import save_cam_visualization
 from checkpoint import load_checkpoint, load_model
 from config import defaults
 from dataset import ImageDataset, make_generator
+from devices import choose_device
 from distributed import shared
-from experiment import exit_cleanly
+from exits import exit_cleanly
 from gallery import draw_gallery, folder_name
 from images import SUFFIXES
 from models import CNN, ResNet18, evaluating, fold_norms
-from training import choose_device
 
 __all__ = [
     "ClassActivation",

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from cam import activate
+from cam_pictures import blend, to_pixels
 from dataset import batches
 from distributed import alone
 from events import EventFile
@@ -127,9 +129,6 @@ def log_to_wandb(folder, results, training, rows, pictures):
 
 def overlays(training, rows):
     """The overlay of the class map of every row, a Pillow image."""
-    from cam import activate  # it imports what imports this
-    from cam_pictures import blend, to_pixels
-
     indices = [row["index"] for row in rows]
     with alone():  # of several processes this one alone logs
         activation = activate(training.model, training.val_set, indices)

@@ -18,7 +18,9 @@ from torch.nn import functional as F
 
 from checkpoint import load_checkpoint, load_model
 from dataset import ImageDataset, load_datasets
+from devices import choose_device, keep_on
 from distributed import first_only, joined, rank, summed, world
+from exits import exit_cleanly, exit_together
 from models import evaluating
 from summary import wilson
 
@@ -151,8 +153,6 @@ def main(flags):
 
         first_only(compare)([flags.run, *flags.more])
         return
-    from training import choose_device, keep_on  # it imports this module
-
     device = choose_device(flags.device)
     with joined(device):
         model, dataset = load_judged(flags)
@@ -162,6 +162,4 @@ def main(flags):
 
 
 if __name__ == "__main__":
-    from experiment import exit_cleanly, exit_together
-
     exit_together(exit_cleanly(main))(tyro.cli(Flags))

@@ -4,23 +4,22 @@ import contextlib
 import functools
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from statistics import fmean, stdev
 
 from checks import data_shape
-from commands import resume_command
 from config import (
     check_unchanged,
     complete_config,
     defaults,
     merge,
     read_run_config,
-    refuse,
 )
-from distributed import alone, first_only, from_first, joined, leave, rank, wait, world
+from devices import choose_device
+from distributed import alone, first_only, from_first, joined, rank, wait, world
 from ending import log_results
+from exits import exit_cleanly, exit_together
 from interruption import Stopped
 from models import build_model, count_parameters
 from outcome import remembered
@@ -29,7 +28,6 @@ from progress import announce, layer_table
 from seeds import can_stack, fit_together, train_seeds
 from summary import result_block, seeds_block
 from tracking import open_run, write_json
-from training import choose_device
 
 
 def experiment(function):
@@ -50,22 +48,6 @@ def experiment(function):
             return several(function, name, config)
 
     return exit_together(exit_cleanly(main)) if function.__module__ == "__main__" else main
-
-
-def exit_together(main):
-    """Of several processes every one ends with `leave` where `main` ends or exits."""
-
-    @functools.wraps(main)
-    def wrapped(config):
-        if world() == 1:
-            return main(config)
-        try:
-            main(config)
-        except SystemExit as stop:
-            leave(stop.code)
-        leave(0)
-
-    return wrapped
 
 
 def together(config):
@@ -237,36 +219,3 @@ def summarise(model, val_accuracies, val_losses, test):
         "epochs": len(val_accuracies),
         "parameters": count_parameters(model),
     }
-
-
-def exit_cleanly(main):
-    """Exit codes: 0 done, 2 the user can mend it, 1 ours (a traceback), 130 and 143 stopped."""
-
-    @functools.wraps(main)
-    def wrapped(config):
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):  # a class or a folder that a code page cannot name
-                stream.reconfigure(errors="backslashreplace")
-        try:
-            return main(config)
-        except (ValueError, OSError) as error:
-            refuse(error)
-        except RuntimeError as error:
-            if world() == 1 or not any(word in str(error) for word in ("peer", "remote process")):
-                raise
-            say("error: another process of this run ended; torchrun says below which was the first")
-            raise SystemExit(1) from None
-        except Stopped as stop:
-            say(f"stopped; go on with: {resume_command(stop.folder)}")
-            wait()  # torchrun ends the others when the first is gone
-            raise SystemExit(128 + stop.signum) from None
-        except KeyboardInterrupt:
-            say("stopped; where a run folder was printed, --resume goes on")
-            raise SystemExit(130) from None
-
-    return wrapped
-
-
-@first_only
-def say(text):
-    print(text, file=sys.stderr, flush=True)

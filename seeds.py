@@ -22,6 +22,7 @@ from checkpoint import CheckpointWriter, save_checkpoint
 from checks import memory_bytes
 from compiled import WORTH_IT, make_step, mean_losses
 from dataset import draw_epoch, load_datasets, prepare
+from devices import choose_device, keep_on
 from evaluate import evaluate
 from interruption import Stopped, stop_requests
 from models import MLP, SkipMLP, build_model
@@ -30,7 +31,7 @@ from optimisation import Schedule, make_optimizer
 from progress import Progress
 from steps import check_finite, not_finite, threads_restored, train_epoch, uses_bfloat16
 from tracking import Tracker, only_writer, open_run, write_manifest
-from training import choose_device, keep_on, memory_errors_explained
+from training import memory_errors_explained
 
 
 class Stack(nn.Module):

@@ -15,16 +15,16 @@ from checkpoint import (
     mend_best,
     save_checkpoint,
 )
-from checks import check_device, data_shape, first_line
+from checks import data_shape, first_line
 from compiled import make_step
 from config import check_unchanged, complete_config
 from dataset import ImageDataset, batches, derive_seed, shrink
+from devices import choose_device, keep_on
 from distributed import (
     agreement,
     average_statistics,
     first_only,
     from_first,
-    own_device,
     rank,
     shared_step,
     world,
@@ -227,23 +227,6 @@ def memory_errors_explained(config):
             f"batch_size {config['batch_size']} of images of {shape} does not fit in the memory "
             f"({first_line(error)}): lower --batch_size or --image_size, or the network's layers"
         ) from None
-
-
-def choose_device(name):
-    """CUDA when available, then MPS, then CPU, unless `name` says which; of several GPUs each
-    process has its own. Raises ValueError for one that is not here."""
-    check_device(name)
-    if name == "auto":
-        fallback = "mps" if torch.backends.mps.is_available() else "cpu"
-        name = "cuda" if torch.cuda.is_available() else fallback
-    return own_device(torch.device(name))
-
-
-def keep_on(device, dataset):
-    """The data set on `device`, where it takes at most half of the memory that is free there."""
-    if device.type == "cuda" and dataset.images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
-        return dataset
-    return dataset.to(device)
 
 
 def restore(parts, config):

@@ -9,8 +9,8 @@ import torch
 from benchmarks.report import machine_name
 from config import defaults
 from dataset import load_datasets, make_generator
+from devices import keep_on
 from tracking import describe_process, git_commit, write_json
-from training import keep_on
 
 
 def read_cell(path, config):

@@ -1,8 +1,9 @@
 """Runs that README speaks of, in results/: what they reached, and how they were made."""
 
 import json
+import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -13,6 +14,7 @@ from plots import read_metrics
 
 RESULTS = Path(__file__).parents[1] / "results"
 LARGEST_WEIGHTS = 2 * 2**20  # bytes
+APART = re.compile(r"(.+)-seed_\d+")  # the name of a seed that was trained and added by itself
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Experiment:
 
 
 def load_experiments(folder=RESULTS):
-    """{name: Experiment} of all that was added."""
+    """{name: Experiment} of all that was added; a seed that was added by itself, from a folder
+    called <name>-seed_<n>, is one more run of the experiment <name>."""
     experiments = {}
     for path in sorted(folder.glob("*/results.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -64,7 +67,28 @@ def load_experiments(folder=RESULTS):
             experiments[name] = Experiment(
                 name, results, manifest, metrics, both.get("mirrored", [])
             )
+    for name in [name for name in experiments if APART.fullmatch(name)]:
+        whole = APART.fullmatch(name)[1]
+        experiments[whole] = with_seed(experiments[whole], experiments.pop(name))
     return experiments
+
+
+def with_seed(experiment, seed):
+    """An Experiment with the runs of another one. Raises ValueError where it has that seed."""
+    runs = experiment.runs + seed.runs
+    seeds = [run["config"]["seed"] for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"results/{seed.name} repeats a seed of {experiment.name}: {seeds}")
+    measured = experiment.mirrored and seed.mirrored  # of all seeds or of none
+    return replace(
+        experiment,
+        results={
+            "runs": runs,
+            "seconds": experiment.results["seconds"] + seed.results["seconds"],
+        },
+        metrics=experiment.metrics + seed.metrics,
+        mirrored=experiment.mirrored + seed.mirrored if measured else [],
+    )
 
 
 def add(run, results=RESULTS):
@@ -89,7 +113,8 @@ def add(run, results=RESULTS):
         if started(manifest) != started(first):  # a seed that was trained apart
             shutil.copyfile(manifest, target / f"manifest{suffix}.json")
     shutil.copyfile(Path(run) / "results.json", target / "results.json")
-    add_weights(folders[0] / "checkpoints" / "best.pt", results / "weights" / f"{name}.pt")
+    if not APART.fullmatch(name):
+        add_weights(folders[0] / "checkpoints" / "best.pt", results / "weights" / f"{name}.pt")
     print(f"{run} is in {target}")
 
 

@@ -20,9 +20,10 @@ import torch
 import tyro
 
 from config import defaults, merge
+from devices import choose_device
 from evaluate import Mirrored
 from exercise_1_3 import config, presets
-from experiment import exit_cleanly
+from exits import exit_cleanly
 from models import build_model, count_parameters
 from rules import SEED, list_of, whole
 from steps import freed_memory_kept
@@ -30,7 +31,7 @@ from studies.cells import about, run_cells, seed_by_seed
 from studies.depth_table import spread
 from studies.depth_training import judge, train_network
 from tracking import write_json
-from training import choose_device, whiten_from
+from training import whiten_from
 
 SGD = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "batch_size": 128}
 LEFT_OUT = {  # what is left out: the settings without it

@@ -16,7 +16,7 @@ import tyro
 
 from evaluate import Flags as Judged
 from evaluate import Mirrored, evaluate, load_judged
-from experiment import exit_cleanly
+from exits import exit_cleanly
 from studies.experiments import RESULTS, find_finished
 from tracking import describe_process, write_json
 

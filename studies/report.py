@@ -19,7 +19,7 @@ import tyro
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy import stats
 
-from experiment import exit_cleanly
+from exits import exit_cleanly
 from studies.experiments import RESULTS, add, load_experiments
 from studies.report_figures import draw_figures, drawable
 from studies.trust_table import answers, number, percent

@@ -15,7 +15,7 @@ import tyro
 from playwright.sync_api import sync_playwright
 from tensorboard import program
 
-from experiment import exit_cleanly
+from exits import exit_cleanly
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

@@ -19,7 +19,7 @@ from cam import activate
 from checkpoint import load_checkpoint, load_model
 from config import defaults
 from dataset import LOADERS, ImageDataset, make_generator, shrink, split_positions
-from experiment import exit_cleanly
+from exits import exit_cleanly
 from gallery import draw_gallery
 from studies.evidence import colours, delete, focus, randomise
 from studies.objects import SIX, describe_six, edit, explain_3536, locate

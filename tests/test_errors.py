@@ -17,7 +17,7 @@ import exercise_1_3
 import exercise_2_3
 from checkpoint import save_checkpoint
 from config import parse_config
-from experiment import exit_cleanly
+from exits import exit_cleanly
 from models import build_model
 
 WRONG = [

@@ -19,7 +19,7 @@ import training
 from checkpoint import CheckpointWriter, load_checkpoint, load_last, load_model, save_checkpoint
 from config import parse_config
 from dataset import load_datasets
-from experiment import exit_cleanly
+from exits import exit_cleanly
 from models import build_model
 from training import train
 

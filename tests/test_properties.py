@@ -20,7 +20,7 @@ import exercise_1_3
 import exercise_2_3
 import training
 from config import parse_config
-from experiment import exit_cleanly
+from exits import exit_cleanly
 
 EXERCISES = [exercise_1_1, exercise_1_2, exercise_1_3, exercise_2_3]
 EXAMPLES = int(os.environ.get("LAB01_EXAMPLES", "300"))

@@ -115,6 +115,24 @@ def test_mirror_images_are_measured_apart_and_go_with_the_run(digits_config, tmp
     assert load_experiments(results)["exercise_1_1-several"].mirrored == []
 
 
+def test_a_seed_that_was_trained_apart_is_one_more_run_of_its_experiment(digits_config, tmp_path):
+    results = tmp_path / "results"
+    several = exercise_1_1.main(digits_config | {"seeds": [0, 1], "run_dir": "small"})
+    apart = exercise_1_1.main(digits_config | {"seed": 2, "run_dir": "small-seed_2"})
+    add("small", results)
+    add("small-seed_2", results)
+    (experiment,) = load_experiments(results).values()
+    assert experiment.values("test", "accuracy") == [
+        run["test"]["accuracy"] for run in [*several["runs"], apart]
+    ]
+    assert [rows[-1]["val/loss"] for rows in experiment.metrics] == experiment.values("val", "loss")
+    assert [path.stem for path in (results / "weights").iterdir()] == ["exercise_1_1-small"]
+    exercise_1_1.main(digits_config | {"seed": 1, "run_dir": "small-seed_3"})
+    add("small-seed_3", results)
+    with pytest.raises(ValueError, match=r"small-seed_3 repeats a seed of exercise_1_1-small"):
+        load_experiments(results)
+
+
 def test_a_run_that_has_not_finished_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere: no results\.json there"):
         add("nowhere", tmp_path)

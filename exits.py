@@ -1,0 +1,58 @@
+"""How a script that is run by its name ends: one line for what went wrong, and an exit code."""
+
+import functools
+import sys
+
+from commands import resume_command
+from config import refuse
+from distributed import first_only, leave, wait, world
+from interruption import Stopped
+
+
+def exit_cleanly(main):
+    """Exit codes: 0 done, 2 the user can mend it, 1 ours (a traceback), 130 and 143 stopped."""
+
+    @functools.wraps(main)
+    def wrapped(config):
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a class or a folder that a code page cannot name
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            return main(config)
+        except (ValueError, OSError) as error:
+            refuse(error)
+        except RuntimeError as error:
+            if world() == 1 or not any(word in str(error) for word in ("peer", "remote process")):
+                raise
+            say("error: another process of this run ended; torchrun says below which was the first")
+            raise SystemExit(1) from None
+        except Stopped as stop:
+            say(f"stopped; go on with: {resume_command(stop.folder)}")
+            wait()  # torchrun ends the others when the first is gone
+            raise SystemExit(128 + stop.signum) from None
+        except KeyboardInterrupt:
+            say("stopped; where a run folder was printed, --resume goes on")
+            raise SystemExit(130) from None
+
+    return wrapped
+
+
+def exit_together(main):
+    """Of several processes every one ends with `leave` where `main` ends or exits."""
+
+    @functools.wraps(main)
+    def wrapped(config):
+        if world() == 1:
+            return main(config)
+        try:
+            main(config)
+        except SystemExit as stop:
+            leave(stop.code)
+        leave(0)
+
+    return wrapped
+
+
+@first_only
+def say(text):
+    print(text, file=sys.stderr, flush=True)
