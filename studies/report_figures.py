@@ -6,12 +6,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-BLUE, ORANGE, GREEN, VIOLET = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-)  # Okabe and Ito: colour-blind safe
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito: colour-blind safe
+BLUE, ORANGE, GREEN, VIOLET = COLOURS
 
 
 def draw_figures(experiments, folder):
@@ -53,23 +49,10 @@ def draw_mlp(plain, skip, best, wide):
     return finish(figure, (losses, accuracies), tests)
 
 
-def draw_cnn(default, best):
-    return draw_pair(default, best, "default", "best")
-
-
-def draw_imagenette(best):
+def draw_cnns(*experiments):
     figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for axis, metric in ((losses, "loss"), (accuracies, "accuracy")):
-        band(axis, best, f"train/{metric}", BLUE, "-", "training, as augmented")
-        band(axis, best, f"val/{metric}", ORANGE, "--", "validation")
-    losses.set(ylabel="loss (nats per image)")
-    accuracies.set(ylabel="accuracy")
-    return finish(figure, (losses, accuracies))
-
-
-def draw_pair(one, other, *names):
-    figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for experiment, colour, name in zip((one, other), (BLUE, ORANGE), names, strict=True):
+    for experiment, colour in zip(experiments, COLOURS[: len(experiments)], strict=True):
+        name = experiment.name.rpartition("-")[2]
         for axis, metric in ((losses, "loss"), (accuracies, "accuracy")):
             band(axis, experiment, f"train/{metric}", colour, "-", f"{name}, training")
             band(axis, experiment, f"val/{metric}", colour, "--", f"{name}, validation")
@@ -113,6 +96,6 @@ FIGURES = {  # of every figure: what draws it, and from which results
         draw_mlp,
         [f"exercise_{run}" for run in ("1_1-default", "1_2-default", "1_1-best", "1_1-wide")],
     ),
-    "cnn": (draw_cnn, ["exercise_1_3-default", "exercise_1_3-best"]),
-    "imagenette": (draw_imagenette, ["exercise_2_3-best"]),
+    "cnn": (draw_cnns, ["exercise_1_3-default", "exercise_1_3-best"]),
+    "imagenette": (draw_cnns, ["exercise_2_3-best"]),
 }
