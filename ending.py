@@ -10,6 +10,7 @@ from cam import activate
 from cam_pictures import blend, to_pixels
 from dataset import batches
 from distributed import alone
+from evaluate import predict
 from events import EventFile
 from plots import draw_grid, draw_samples
 from summaries import hparams_end, picture
@@ -51,14 +52,11 @@ def logged_before(folder, results):
 
 
 @torch.no_grad()
-def worst_first(model, dataset, batch_size=1024):
+def worst_first(model, dataset):
     """Rows {"index", "true", "predicted", "confidence"}: wrong answers, the surest first, then the
     right ones, the least sure first."""
-    device = next(model.parameters()).device
-    parts = []
-    for start in range(0, len(dataset), batch_size):
-        images = dataset.images[start : start + batch_size].to(device)
-        parts.append(model(dataset.normalise(images)).float().softmax(1).max(1))
+    answers = predict(model, dataset, 0, len(dataset))
+    parts = [logits.softmax(1).max(1) for logits, _ in answers]
     confidence, predicted = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     labels = dataset.labels.cpu()
     sign = torch.where(predicted == labels, 1.0, -1.0)

@@ -7,7 +7,9 @@ python evaluate.py runs/exercise_1_1/*                        # several side by 
 python evaluate.py runs/exercise_1_3/... --mirror             # every image and its mirror image
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -18,20 +20,23 @@ from torch.nn import functional as F
 
 from checkpoint import load_checkpoint, load_model
 from dataset import ImageDataset, load_datasets
-from devices import choose_device, keep_on
+from devices import choose_device, freed_memory_kept, keep_on
 from distributed import first_only, joined, rank, summed, world
 from exits import exit_cleanly, exit_together
-from models import evaluating
+from models import convolves, evaluating
 from summary import wilson
+
+PIXELS = 2**20  # of the images that are judged at once: the maps of more take gigabytes
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, dataset: ImageDataset, batch_size: int = 1024) -> dict:
+def evaluate(model: nn.Module, dataset: ImageDataset, batch_size: int | None = None) -> dict:
     """{"loss": mean cross-entropy per image, "accuracy": share in [0, 1], "confusion": (K, K)}.
 
     Rows of the confusion matrix (int64, on the CPU) are true classes, columns predicted ones. Runs
     in eval mode on the model's device, and leaves the model in the mode it found. Of several
     processes, which all have to call it, each takes a share, and every image counts once.
+    `batch_size` is 1024 for images of 32 pixels a side and less, and falls with their area.
     """
     device = next(model.parameters()).device
     num_classes = len(dataset.classes)
@@ -39,11 +44,8 @@ def evaluate(model: nn.Module, dataset: ImageDataset, batch_size: int = 1024) ->
     loss = torch.zeros((), dtype=double, device=device)
     confusion = torch.zeros(num_classes**2, dtype=torch.int64, device=device)
     first, last = (len(dataset) * end // world() for end in (rank(), rank() + 1))
-    with evaluating(model):
-        for start in range(first, last, batch_size):
-            rows = slice(start, min(start + batch_size, last))
-            images, labels = dataset.images[rows].to(device), dataset.labels[rows].to(device)
-            logits = model(dataset.normalise(images)).float()
+    with evaluating(model), freed_memory_kept() if convolves(model) else nullcontext():
+        for logits, labels in predict(model, dataset, first, last, batch_size):
             loss += F.cross_entropy(logits, labels, reduction="sum")
             pairs = labels * num_classes + logits.argmax(1)
             confusion += torch.bincount(pairs, minlength=num_classes**2)
@@ -54,6 +56,18 @@ def evaluate(model: nn.Module, dataset: ImageDataset, batch_size: int = 1024) ->
         "accuracy": confusion.trace().item() / len(dataset),
         "confusion": confusion,
     }
+
+
+@torch.no_grad()
+def predict(model, dataset, first, last, batch_size=None):
+    """Yield (logits, labels) of the images from `first` to before `last`, in batches."""
+    device = next(model.parameters()).device
+    batch_size = batch_size or max(1, min(1024, PIXELS // prod(dataset.images.shape[-2:])))
+    for start in range(first, last, batch_size):
+        rows = slice(start, min(start + batch_size, last))
+        images, labels = dataset.images[rows].to(device), dataset.labels[rows].to(device)
+        images = dataset.normalise(images).contiguous(memory_format=torch.channels_last)
+        yield model(images).float(), labels
 
 
 class Mirrored(nn.Module):

@@ -304,5 +304,10 @@ def evaluating(model):
             module.training = training
 
 
+def convolves(model):
+    """Whether it has convolutions: maps are large, and lie channels last in the memory."""
+    return any(isinstance(module, nn.Conv2d) for module in model.modules())
+
+
 def count_parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())

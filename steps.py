@@ -1,16 +1,12 @@
 """The steps of an epoch: one update of the weights, and all those over the training images."""
 
 import contextlib
-import ctypes
 import math
-import platform
 import time
 from collections.abc import Iterator
 
 import torch
 from torch.nn import functional as F
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def plain_step(model, optimizer, config):
@@ -49,27 +45,6 @@ def emulates_bfloat16(device):
         return False
     known = torch.cpu.get_capabilities()
     return not any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # bf16: ARM
-
-
-@contextlib.contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Inside, glibc keeps the memory that is freed, for what is allocated next.
-
-    The maps of a CNN are as large as what glibc gives back to the system at once, whose pages then
-    come back zeroed, one by one, at every layer of every step: a fifth of the time.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    c_library = ctypes.CDLL(None)
-    c_library.mallopt(M_MMAP_MAX, 0)
-    c_library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    try:
-        yield
-    finally:  # what glibc starts with
-        c_library.mallopt(M_MMAP_MAX, 65536)
-        c_library.mallopt(M_TRIM_THRESHOLD, 2**17)
-        c_library.malloc_trim(0)
 
 
 def batch_sizes(length, batch_size):

@@ -19,7 +19,7 @@ from checks import data_shape, first_line
 from compiled import make_step
 from config import check_unchanged, complete_config
 from dataset import ImageDataset, batches, derive_seed, shrink
-from devices import choose_device, keep_on
+from devices import choose_device, freed_memory_kept, keep_on
 from distributed import (
     agreement,
     average_statistics,
@@ -31,7 +31,7 @@ from distributed import (
 )
 from evaluate import evaluate
 from interruption import stop_requests
-from models import whiten
+from models import convolves, whiten
 from norms import Norms
 from optimisation import Schedule, make_optimizer
 from outcome import leave_behind
@@ -41,7 +41,6 @@ from steps import (
     batch_sizes,
     check_finite,
     emulates_bfloat16,
-    freed_memory_kept,
     plain_step,
     threads_restored,
     train_epoch,
@@ -90,7 +89,7 @@ def train_held(model, train_set, val_set, config, held):
     elif device.type == "cpu":
         torch.set_num_threads(1)  # two meet more often than they help in matrices this small
     whiten_from(model, train_set)
-    model.to(device, memory_format=torch.channels_last if convolves(model) else None)
+    model.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, config)
     sizes = batch_sizes(len(train_set), config["batch_size"])
     schedule = Schedule(optimizer, len(sizes), config)
@@ -162,11 +161,6 @@ def whiten_from(model, train_set):
     """Set the first layer of a CNN with `whiten` by images that lie evenly in the training set."""
     if getattr(model, "whitens", False):
         whiten(model, train_set.sample(WHITENED_ON)[0])
-
-
-def convolves(model):
-    """Whether it is one of the networks that keep a map, CNN or ResNet-18."""
-    return hasattr(model, "features")
 
 
 def take_best(model, folder, history):

@@ -22,10 +22,11 @@ from torch.utils.data import DataLoader, Dataset
 import exercise_1_3
 from benchmarks.report import Output, print_table, run_contender, spread, write_results
 from dataset import batches, load_datasets
+from devices import freed_memory_kept
 from evaluate import evaluate
 from models import CNN, build_model
 from optimisation import Schedule, make_optimizer
-from steps import freed_memory_kept, plain_step, train_epoch
+from steps import plain_step, train_epoch
 
 CONFIG = exercise_1_3.config | {"device": "cpu", "epochs": 1}
 

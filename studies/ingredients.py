@@ -20,13 +20,12 @@ import torch
 import tyro
 
 from config import defaults, merge
-from devices import choose_device
+from devices import choose_device, freed_memory_kept
 from evaluate import Mirrored
 from exercise_1_3 import config, presets
 from exits import exit_cleanly
 from models import build_model, count_parameters
 from rules import SEED, list_of, whole
-from steps import freed_memory_kept
 from studies.cells import about, run_cells, seed_by_seed
 from studies.depth_table import spread
 from studies.depth_training import judge, train_network

@@ -10,6 +10,7 @@ from sklearn.metrics import classification_report
 
 import exercise_1_1
 from checkpoint import save_checkpoint
+from dataset import ImageDataset
 from evaluate import Flags, Mirrored, evaluate, load_judged, main, report
 from models import CNN, build_model
 
@@ -37,6 +38,22 @@ def test_a_mirrored_network_answers_alike_to_an_image_and_its_mirror_image():
     assert not torch.allclose(model(images), model(images.flip(3)))
     both_sides = images + images.flip(3)
     torch.testing.assert_close(mirrored(both_sides), model(both_sides))
+
+
+@pytest.mark.parametrize(("side", "at_once"), [(8, 1024), (32, 1024), (64, 256), (1200, 1)])
+def test_as_many_images_are_judged_at_once_as_their_size_allows(side, at_once):
+    images = torch.zeros(1, 1, side, side, dtype=torch.uint8).expand(at_once + 1, -1, -1, -1)
+    labels = torch.zeros(at_once + 1, dtype=torch.int64)
+    dataset = ImageDataset(images, labels, ["a", "b"], [0.5], [0.5])
+    seen = []
+
+    class Counting(torch.nn.Linear):
+        def forward(self, images):
+            seen.append(len(images))
+            return super().forward(images.mean((1, 2, 3))[:, None])
+
+    evaluate(Counting(1, 2), dataset)
+    assert seen == [at_once, 1]
 
 
 def test_the_table_says_what_scikit_learn_says():
