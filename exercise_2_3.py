@@ -5,7 +5,7 @@
     python exercise_2_3.py --preset best                    # residual layers, crops, Muon
     python exercise_2_3.py --dataset digits                 # no download, one minute
 
-Three seeds on a core each of an AMD EPYC: test accuracy 0.9008 +- 0.0022 with --preset best.
+Test accuracy 0.8303 (seed 0, --precision bfloat16), --preset best 0.9008 +- 0.0022 (three seeds).
 """
 
 from cam import cam, choose_images, load_explained

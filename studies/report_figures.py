@@ -96,6 +96,9 @@ FIGURES = {  # of every figure: what draws it, and from which results
         draw_mlp,
         [f"exercise_{run}" for run in ("1_1-default", "1_2-default", "1_1-best", "1_1-wide")],
     ),
-    "cnn": (draw_cnns, ["exercise_1_3-default", "exercise_1_3-best"]),
-    "imagenette": (draw_cnns, ["exercise_2_3-best"]),
+    "cnn": (
+        draw_cnns,
+        [f"exercise_1_3-{name}" for name in ("default", "best")],
+    ),
+    "imagenette": (draw_cnns, ["exercise_2_3-default", "exercise_2_3-best"]),
 }
