@@ -22,7 +22,7 @@ from cam_pictures import save_cam_visualization
 from checkpoint import load_checkpoint, load_model
 from config import defaults
 from dataset import ImageDataset, make_generator
-from devices import choose_device
+from devices import choose_device, freed_memory_kept
 from distributed import shared
 from exits import exit_cleanly
 from gallery import draw_gallery, folder_name
@@ -129,7 +129,7 @@ def activate(model, dataset, indices, batch_size=None, **options):
     `options` are those of generate_class_activation_map, but for a class of each image. Several
     processes share the batches.
     """
-    model = fold_norms(model)
+    model = fold_norms(model).to(memory_format=torch.channels_last)
     on_cpu = next(model.parameters()).device.type == "cpu"
     batch_size = batch_size or (8 if on_cpu else 256)  # 8 stay in a CPU's cache: 1.3 times as fast
 
@@ -137,7 +137,8 @@ def activate(model, dataset, indices, batch_size=None, **options):
         images = dataset.normalise(dataset.images[indices[start : start + batch_size]])
         return generate_class_activation_map(model, images, **options).cpu()
 
-    parts = shared(explain, range(0, len(indices), batch_size))
+    with freed_memory_kept():
+        parts = shared(explain, range(0, len(indices), batch_size))
     columns = zip(*(part.columns() for part in parts), strict=True)
     return ClassActivation(*(None if c[0] is None else torch.cat(c) for c in columns))
 
