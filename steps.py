@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional as F
 
+from models import convolves
+
 
 def plain_step(model, optimizer, config):
     """step(images, labels) -> (loss, number of correct predictions), after one update."""
@@ -38,13 +40,19 @@ def uses_bfloat16(config, device):
     return {"auto": on_by_default, "bfloat16": True, "float32": False}[config["precision"]]
 
 
-def emulates_bfloat16(device):
-    """Whether it is a CPU without instructions for bfloat16, which takes many times as long in it
-    as in float32. False where torch cannot tell."""
+def advice_on_precision(model, config, device):
+    """A line for who trains on a CPU in the slower precision, "" for others and where torch cannot
+    tell. A CPU without instructions for bfloat16 takes many times as long in it as in float32; with
+    them convolutions take less."""
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
-        return False
+        return ""
     known = torch.cpu.get_capabilities()
-    return not any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # bf16: ARM
+    native = any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # bf16: ARM
+    if uses_bfloat16(config, device) and not native:
+        return "warning: no instructions for bfloat16 here, --precision float32 is faster"
+    if config["precision"] == "auto" and native and convolves(model):
+        return "this processor has instructions for bfloat16: --precision bfloat16 may be faster"
+    return ""
 
 
 def batch_sizes(length, batch_size):

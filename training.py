@@ -38,13 +38,12 @@ from outcome import leave_behind
 from plots import draw_samples
 from progress import Progress, announce, layer_table
 from steps import (
+    advice_on_precision,
     batch_sizes,
     check_finite,
-    emulates_bfloat16,
     plain_step,
     threads_restored,
     train_epoch,
-    uses_bfloat16,
 )
 from tracking import (
     Tracker,
@@ -126,8 +125,8 @@ def train_held(model, train_set, val_set, config, held):
         held.enter_context(only_writer(folder))
     check = held.enter_context(stop_requests(folder, agreement(device)))
     announce(device, table, folder)
-    if uses_bfloat16(config, device) and emulates_bfloat16(device):
-        print("warning: no instructions for bfloat16 here, --precision float32 is faster")
+    if advice := advice_on_precision(model, config, device):
+        print(advice)
     with only_warned("samples.png"):
         draw_samples(train_set, batches(train_set, config, 1, device), folder)
     train_set, val_set = keep_on(device, train_set), keep_on(device, val_set)

@@ -283,22 +283,30 @@ def test_only_the_small_networks_give_up_a_thread(digits_config, monkeypatch, ki
 
 
 @pytest.mark.parametrize(
-    ("instructions", "precision", "warned"),
+    ("instructions", "kind", "precision", "told"),
     [
-        ({"avx2": True, "avx512_bf16": False}, "bfloat16", True),
-        ({"avx2": True, "avx512_bf16": True}, "bfloat16", False),
-        ({"neon": True, "bf16": True}, "bfloat16", False),
-        ({"avx2": True}, "auto", False),
+        ({"avx2": True, "avx512_bf16": False}, "mlp", "bfloat16", "float32 is faster"),
+        ({"avx2": True, "avx512_bf16": True}, "mlp", "bfloat16", None),
+        ({"neon": True, "bf16": True}, "mlp", "bfloat16", None),
+        ({"avx2": True}, "cnn", "auto", None),
+        ({"avx2": True, "avx512_bf16": True}, "cnn", "auto", "bfloat16 may be faster"),
+        ({"avx2": True, "avx512_bf16": True}, "cnn", "float32", None),
+        ({"avx2": True, "avx512_bf16": True}, "mlp", "auto", None),
     ],
 )
-def test_who_asks_for_bfloat16_where_it_is_slow_is_told(
-    digits_config, monkeypatch, capsys, instructions, precision, warned
+def test_who_trains_in_the_slower_precision_is_told(
+    digits_config, monkeypatch, capsys, instructions, kind, precision, told
 ):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
     config = digits_config | {"precision": precision}
+    if kind == "cnn":
+        config |= {"model": {"kind": "cnn", "layers": [4]}}
+    config = complete_config(config)
     train_set, val_set, _ = load_datasets(config)
-    train(build_model(config), train_set, val_set, config)
-    assert ("--precision float32 is faster" in capsys.readouterr().out) == warned
+    few = (train_set.subset(slice(64)), val_set.subset(slice(32)))
+    train(build_model(config), *few, config)
+    said = capsys.readouterr().out
+    assert f"--precision {told}" in said if told else "--precision" not in said
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone has mallopt")
