@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from boxes import load_boxes
 from cache import read_image
 from cam_pictures import save_cam_visualization
-from checkpoint import load_checkpoint, load_model
-from config import defaults
-from dataset import ImageDataset, make_generator
+from checkpoint import find_checkpoint, load_trained
+from config import EXPLAINED, defaults
+from dataset import ImageDataset, load_as_trained, make_generator, to_grey
 from devices import choose_device, freed_memory_kept
 from distributed import shared
 from exits import exit_cleanly
@@ -157,7 +157,8 @@ def cam(model: CNN | ResNet18, dataset: ImageDataset, config: dict) -> list[dict
     indices = choose_images(dataset, config)
     contrast = find_contrast(config["cam"]["contrast"], dataset.classes)
     activation = activate(model, dataset, indices, contrast=contrast)
-    boxed = dataset.name == "imagenette"
+    # boxes are known by the image's place, which pictures that were skipped would shift
+    boxed = dataset.name == "imagenette" and config["on_bad_image"] == "error"
     boxes = load_boxes(config["data_dir"], "val", config["resize"]) if boxed else {}
     paths: list[str] = []
     drawn_of_class: dict[int, int] = {}
@@ -170,21 +171,25 @@ def cam(model: CNN | ResNet18, dataset: ImageDataset, config: dict) -> list[dict
 
 
 def load_explained(config):
-    """(network on its device, config, epoch) of config["checkpoint"]: the config is that of its
-    training, but for where its data lie now, what is drawn and where.
+    """(network on its device, config, data sets, epoch) of config["checkpoint"]: all is that of its
+    training, but for what is EXPLAINED by the config: where its data lie, what is drawn and where.
 
-    Raises ValueError where the network has no maps.
+    Raises ValueError where the network has no maps, or the data have other classes.
     """
-    model, trained = load_model(config["checkpoint"])
-    if not hasattr(model, "features"):
-        raise ValueError(f"--checkpoint {config['checkpoint']} is of an MLP, which has no maps")
-    trained = defaults | trained
+    path = find_checkpoint(config["checkpoint"])
+    model, state = load_trained(path)
+    check_maps(model, path)
+    trained = defaults | state["config"]
     if config["data_dir"] != defaults["data_dir"] or not Path(trained["data_dir"]).is_dir():
         trained["data_dir"] = config["data_dir"]
-    own = ("checkpoint", "cam", "run_dir", "resume", "device", "wandb_mode")
+    config = trained | {key: config[key] for key in EXPLAINED - {"data_dir"}}
     model.to(choose_device(config["device"]))
-    epoch = load_checkpoint(config["checkpoint"])["epoch"]
-    return model, trained | {key: config[key] for key in own}, epoch
+    return model, config, load_as_trained(config, state["data"], path), state["epoch"]
+
+
+def check_maps(model, source):
+    if not hasattr(model, "features"):
+        raise ValueError(f"--checkpoint {source} is of an MLP, which has no maps")
 
 
 def find_contrast(names, classes):
@@ -243,11 +248,11 @@ def read_photos(paths, config, data):
         except ValueError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        grey = photo.float().mean(0, keepdim=True).round().to(torch.uint8)
-        pixels.append(grey if channels == 1 else photo)
+        pixels.append(to_grey(photo[None])[0] if channels == 1 else photo)
         kept.append(file)
     if not kept:
-        raise ValueError(f"no picture that can be read in {', '.join(map(str, paths))}")
+        named = ", ".join(map(str, paths)) or "no file: name some after the flags"
+        raise ValueError(f"no picture that can be read in {named}")
     unlabelled = torch.full((len(kept),), -1)
     columns = {key: data[key] for key in ("classes", "mean", "std")}
     return ImageDataset(torch.stack(pixels), unlabelled, **columns, name="photos"), kept
@@ -258,7 +263,7 @@ class Flags:
     photos: tyro.conf.Positional[tuple[str, ...]]
     """pictures, and folders of them"""
     checkpoint: str
-    """a best.pt: the network that looks at them"""
+    """a run folder, or a best.pt: the network that looks at them"""
     out: str = "auto"
     """the folder to write; else runs/cam/<time>"""
     contrast: str = "none"
@@ -271,10 +276,11 @@ class Flags:
 
 @exit_cleanly
 def main(flags):
-    model, config = load_model(flags.checkpoint)
+    path = find_checkpoint(flags.checkpoint)
+    model, state = load_trained(path)
+    check_maps(model, path)
     model.to(choose_device(flags.device))
-    data = load_checkpoint(flags.checkpoint)["data"]
-    photos, files = read_photos(flags.photos, config, data)
+    photos, files = read_photos(flags.photos, state["config"], state["data"])
     out = Path(flags.out)
     if flags.out == "auto":
         out = Path("runs") / "cam" / datetime.now().strftime("%Y%m%d-%H%M%S")

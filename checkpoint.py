@@ -199,12 +199,29 @@ def load_weights(part, state, source):
         ) from None
 
 
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint at `path`: itself, or the best.pt of a run folder.
+
+    Raises ValueError for the folder of several seeds.
+    """
+    path = Path(path)
+    if seeds := sorted(path.glob("seed_*")):
+        raise ValueError(f"{path} is of several seeds: name one of {', '.join(map(str, seeds))}")
+    return path / "checkpoints" / "best.pt" if path.is_dir() else path
+
+
 def load_model(path: str | Path) -> tuple[nn.Module, dict]:
     """(model in eval mode with the weights saved at `path`, config it was trained with)."""
+    model, state = load_trained(path)
+    return model, state["config"]
+
+
+def load_trained(path: str | Path) -> tuple[nn.Module, dict]:
+    """(model in eval mode with the weights saved at `path`, all that was saved there)."""
     state = load_checkpoint(path)
     config, data = dict(state["config"]), state.get("data")
     if "pretrained" in config["model"]:
         config["model"] = config["model"] | {"pretrained": False}  # its weights are in the file
     model = build_model(config, data and (tuple(data["shape"]), len(data["classes"])))
     load_weights(model, state["model"], path)
-    return model.eval(), state["config"]
+    return model.eval(), state

@@ -43,6 +43,11 @@ def check_config(config):
             f"warmup_epochs {config['warmup_epochs']:g}: schedule 'one_cycle' climbs by itself; "
             f"leave it 0, or take --schedule cosine"
         )
+    if config["hold_out_boxed"] and config["on_bad_image"] == "skip":
+        raise ValueError(
+            "hold_out_boxed knows images by their place, which pictures that on_bad_image 'skip' "
+            "leaves out would shift: --on_bad_image error"
+        )
     explained = config.get("checkpoint", "none")
     if explained != "none" and resumed:
         raise ValueError(

@@ -71,5 +71,7 @@ def next_commands(results, has_map):
         best = Path(first) / "checkpoints" / "best.pt"
         looked = spelled(python(), script("exercise_2_3.py"), "--checkpoint", best)
         rows.append(("what it looks at", looked))
-    longer = ("--resume", folder, "--epochs", 2 * config["epochs"])
-    return [*rows, ("train on", spelled(python(), exercise, *longer))]
+    if config["schedule"] == "constant":  # the rate of the others has fallen to its end
+        longer = ("--resume", folder, "--epochs", 2 * config["epochs"])
+        rows.append(("train on", spelled(python(), exercise, *longer)))
+    return rows

@@ -64,6 +64,8 @@ RESUMABLE = {
     "device",
     "cam",
 }
+# what the maps of a --checkpoint are told; all else is that of its training
+EXPLAINED = {"checkpoint", "cam", "run_dir", "resume", "device", "wandb_mode", "data_dir"}
 
 
 def merge(base, overrides):
@@ -100,12 +102,11 @@ def differences(config, other):
 
 def check_unchanged(started, config):
     """Raise ValueError where a resumed run's config is not the one that it `started` with, in
-    anything that is not RESUMABLE. A key that came later has its default."""
-    known = flatten(started)
+    anything that is not RESUMABLE. A section that came later has its defaults."""
     changed = {
         key: pair
         for key, pair in differences(started, config).items()
-        if key in known and key.split(".")[0] not in RESUMABLE
+        if key.split(".")[0] in started.keys() - RESUMABLE
     }
     if changed:
         listed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in changed.items())
@@ -115,13 +116,25 @@ def check_unchanged(started, config):
         )
 
 
+def check_explained(own, config):
+    """Raise ValueError where a --checkpoint is named and `config` differs from the script's `own`
+    in what is that of its training."""
+    ignored = sorted({key.split(".")[0] for key in differences(own, config)} - EXPLAINED)
+    if config.get("checkpoint", "none") != "none" and ignored:
+        raise ValueError(
+            f"--checkpoint {config['checkpoint']} brings the {', '.join(ignored)} of its training: "
+            f"leave that out; --cam.indices and --cam.per_class choose the images"
+        )
+
+
 def parse_config(config, presets=None, args=None):
     """`config` with the flags of the command line laid over it, checked.
 
     Every key is a typed flag (`--lr 1e-3`, `--model.layers 784 128 10`). `--preset NAME` lays one
     of `presets` over the config first, and so does `--dataset NAME` where a preset is called like
-    the data set. `--resume FOLDER` starts from that run's config. What a user can get wrong ends in
-    one line on stderr and exit code 2.
+    the data set. `--resume FOLDER` starts from that run's config, `--checkpoint FILE` takes those
+    flags alone that say where and how its maps are drawn. What a user can get wrong ends in one
+    line on stderr and exit code 2.
     """
     args = sys.argv[1:] if args is None else list(args)
     presets = presets or {}
@@ -129,7 +142,9 @@ def parse_config(config, presets=None, args=None):
         base = merge(defaults, config)
         resume, preset = find_flag(args, "--resume"), find_flag(args, "--preset")
         if resume not in (None, "none"):
-            base = merge(base, read_run_config(resume)) | {"resume": resume}
+            started = merge({}, read_run_config(resume))
+            model = started.get("model", base.get("model"))  # whole: its defaults are not ours
+            base = merge(base, started) | {"model": model, "resume": resume}
         elif preset is None and find_flag(args, "--dataset") in presets:
             preset = find_flag(args, "--dataset")
             if rank() == 0:
@@ -138,7 +153,9 @@ def parse_config(config, presets=None, args=None):
             base = merge(base, presets[preset]) | {"preset": preset}
         base = with_kind(base, find_flag(args, "--model.kind"))
         check_values(base)  # flags take their types from it
-        return check_config(parse_flags(base, ["none", *presets], args))
+        parsed = check_config(parse_flags(base, ["none", *presets], args))
+        check_explained(merge(defaults, config), parsed)
+        return parsed
     except (ValueError, OSError) as error:
         refuse(error)
 
@@ -154,6 +171,8 @@ def with_kind(config, kind):
     kept |= {"pretrained": False} if kind == "resnet18" else {}
     if "layers" in kept:  # what a CNN gives as {"channels": 64, "pool": 1} is a number elsewhere
         kept["layers"] = [n["channels"] if isinstance(n, dict) else n for n in kept["layers"]]
+        if kind == "cnn":  # of an MLP: the ends are the values of an image and the classes
+            kept["layers"] = kept["layers"][1:-1]
     return config | {"model": {"kind": kind} | kept}
 
 
@@ -205,6 +224,7 @@ def complete_config(config, exercise="run", own=()):
     if config["run_dir"] == "auto":
         now = datetime.now().strftime("%Y%m%d-%H%M%S")
         seed = "seeds" if config["seeds"] else config["seed"]
-        name = f"{now}-{config['dataset']}-{config['model']['kind']}-{seed}"
-        config["run_dir"] = str(Path("runs") / exercise / name)
+        name = f"{config['dataset']}-{config['model']['kind']}-{seed}"
+        name = name if config.get("checkpoint", "none") == "none" else "maps"
+        config["run_dir"] = str(Path("runs") / exercise / f"{now}-{name}")
     return config

@@ -18,6 +18,7 @@ from config import defaults
 from distributed import in_turn, own_share, world
 from images import LOADERS
 from mapped import MappedImages
+from rules import CONFIG, check_value
 
 BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**28}  # float pixels made at once: what a cache holds
 UNEVEN = 1.5  # times as many images of one class as of another are worth a line
@@ -77,6 +78,7 @@ def load_datasets(config: dict) -> tuple[ImageDataset, ImageDataset, ImageDatase
     Prints what was loaded.
     """
     config = defaults | config
+    check_value("dataset", config["dataset"], CONFIG["dataset"])
     splits, classes, mean, std = in_turn(LOADERS[config["dataset"]], config)
     given = {
         split: ImageDataset(
@@ -97,6 +99,40 @@ def load_datasets(config: dict) -> tuple[ImageDataset, ImageDataset, ImageDatase
     sets = given["train"], given["val"], given["test"]
     print(describe(*sets))
     return sets
+
+
+def load_as_trained(config, about, source):
+    """The sets of `load_datasets`, as the network of the checkpoint `source` takes them.
+
+    `about` is what ImageDataset.about said of its training images: the sets are normalised like
+    those, and grey where they were. Raises ValueError where classes or size are others.
+    """
+    sets = load_datasets(config | {"image_size": about["shape"][-1]})
+    name, classes, shape = sets[0].name, sets[0].classes, list(sets[0].images.shape[1:])
+    if classes != about["classes"]:
+        raise ValueError(
+            f"{source} knows the classes {', '.join(about['classes'][:12])}; {name} in "
+            f"{config['data_dir']} has {', '.join(classes[:12])}: name data of the same"
+        )
+    in_memory = all(isinstance(one.images, torch.Tensor) for one in sets)
+    in_grey = in_memory and about["shape"] == [1, *shape[1:]] != shape
+    if about["shape"] != shape and not in_grey:
+        wanted, there = (" x ".join(map(str, sides)) for sides in (about["shape"], shape))
+        raise ValueError(
+            f"{source} takes images of {wanted}, those of {name} are {there}: name data of its "
+            f"size, or larger pictures"
+        )
+    as_trained = {"mean": about["mean"], "std": about["std"]}
+    return tuple(
+        replace(one, images=to_grey(one.images) if in_grey else one.images, **as_trained)
+        for one in sets
+    )
+
+
+def to_grey(images):
+    """uint8 images (N, C, H, W) -> (N, 1, H, W), the mean of the channels."""
+    blocks = (block.float().mean(1, keepdim=True).round() for block in images.split(4096))
+    return torch.cat([block.to(torch.uint8) for block in blocks])
 
 
 def hold_out(whole, share, generator, left_out=()):

@@ -21,7 +21,10 @@ def choose_device(name):
     if name == "auto":
         fallback = "mps" if torch.backends.mps.is_available() else "cpu"
         name = "cuda" if torch.cuda.is_available() else fallback
-    return own_device(torch.device(name))
+    device = own_device(torch.device(name))
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # or CUDA graphs are captured on the first one
+    return device
 
 
 def keep_on(device, dataset):

@@ -8,9 +8,8 @@ python evaluate.py runs/exercise_1_3/... --mirror             # every image and 
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,8 +17,8 @@ import tyro
 from torch import nn
 from torch.nn import functional as F
 
-from checkpoint import load_checkpoint, load_model
-from dataset import ImageDataset, load_datasets
+from checkpoint import find_checkpoint, load_trained
+from dataset import ImageDataset, load_as_trained
 from devices import choose_device, freed_memory_kept, keep_on
 from distributed import first_only, joined, rank, summed, world
 from exits import exit_cleanly, exit_together
@@ -110,36 +109,15 @@ def report(result, classes):
 
 def load_judged(flags):
     """(model, data set) that the flags name, the images normalised as the network was trained."""
-    path = Path(flags.run)
-    if seeds := sorted(path.glob("seed_*")):
-        names = ", ".join(map(str, seeds))
-        raise ValueError(f"{path} is of several seeds: name one of {names}")
-    path = path / "checkpoints" / "best.pt" if path.is_dir() else path
-    model, config = load_model(path)
-    about, chosen = load_checkpoint(path)["data"], dict(config)
+    path = find_checkpoint(flags.run)
+    model, state = load_trained(path)
+    chosen = dict(state["config"])
     for key in ("dataset", "data_dir"):
-        chosen[key] = getattr(flags, key) or config[key]
-    chosen["image_size"] = about["shape"][-1]
-    if chosen["dataset"] != config["dataset"]:
+        chosen[key] = getattr(flags, key) or chosen[key]
+    if chosen["dataset"] != state["config"]["dataset"]:
         chosen["hold_out_boxed"] = False  # of another there are no boxes
-    train_set, val_set, test_set = load_datasets(chosen)
-    dataset = {"train": train_set, "val": val_set, "test": test_set}[flags.split]
-    if dataset.classes != about["classes"]:
-        raise ValueError(
-            f"{path} knows the classes {', '.join(about['classes'][:12])}; {chosen['dataset']} in "
-            f"{chosen['data_dir']} has {', '.join(dataset.classes[:12])}: name data of the same"
-        )
-    images, shape = dataset.images, list(dataset.images.shape[1:])
-    if [1, *shape[1:]] == about["shape"] != shape and isinstance(images, torch.Tensor):
-        blocks = (block.float().mean(1, keepdim=True).round() for block in images.split(4096))
-        images = torch.cat([block.to(torch.uint8) for block in blocks])  # in grey
-    elif about["shape"] != shape:
-        wanted, there = (" x ".join(map(str, sides)) for sides in (about["shape"], shape))
-        raise ValueError(
-            f"{path} takes images of {wanted}, those of {chosen['dataset']} are {there}: name data "
-            f"of its size, or larger pictures"
-        )
-    return model, replace(dataset, images=images, mean=about["mean"], std=about["std"])
+    train_set, val_set, test_set = load_as_trained(chosen, state["data"], path)
+    return model, {"train": train_set, "val": val_set, "test": test_set}[flags.split]
 
 
 @dataclass
@@ -160,9 +138,10 @@ class Flags:
 
 
 def main(flags):
-    if flags.more and flags.mirror:
-        raise ValueError("--mirror judges one run: name one, or leave --mirror out")
     if flags.more:
+        for name in ("split", "dataset", "data_dir", "mirror", "device"):
+            if getattr(flags, name) != getattr(Flags, name):
+                raise ValueError(f"--{name} judges one run: name one, or leave --{name} out")
         from compare import compare  # draws, which one run alone does not wait for
 
         first_only(compare)([flags.run, *flags.more])

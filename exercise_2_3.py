@@ -30,7 +30,7 @@ config = defaults | {
         "residual": False,
         "min_map": 8,  # cells a side that the map keeps: a layer pools only while it does
     },
-    "checkpoint": "none",  # a best.pt: draw its maps, do not train
+    "checkpoint": "none",  # a run folder or a best.pt: draw its maps, do not train
     # optimisation
     "optimizer": "adam",
     "lr": 1e-3,
@@ -82,8 +82,7 @@ def main(config):
 
 def explain(config):
     """Draw the maps of a trained network, on the data that it was trained for."""
-    model, config, epoch = load_explained(config)
-    train_set, val_set, test_set = load_datasets(config)
+    model, config, (train_set, val_set, test_set), epoch = load_explained(config)
     choose_images(test_set, config)
     device = next(model.parameters()).device
     open_run(config, lambda folder: write_manifest(folder, config, train_set, device))

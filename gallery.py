@@ -4,6 +4,7 @@
 shows them without scripts too; the script filters, sorts and opens them.
 """
 
+import contextlib
 import html
 import json
 import math
@@ -60,6 +61,7 @@ def draw_gallery(folder, dataset, indices, activation, paths, boxes=None, grid=F
 
 
 def write_pages(folder, rows, activation, classes):
+    remove_earlier(folder, rows)
     np.save(folder / "maps.npy", activation.maps.numpy())
     worst = max(row["completeness_error"] for row in rows)
     write_json(folder / "manifest.json", {"worst_completeness_error": worst, "images": rows})
@@ -68,6 +70,21 @@ def write_pages(folder, rows, activation, classes):
         f"{len(rows)} maps in {folder}, index.html shows them; worst |mean + bias - logit| "
         f"{worst:.1e} of the logit"
     )
+
+
+def remove_earlier(folder, rows):
+    """Delete the pictures that the manifest of an earlier call lists and this one has not drawn."""
+    earlier = []
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        earlier = [row[kind] for row in content["images"] for kind in ("path", "thumbnail")]
+    drawn = {row[kind] for row in rows for kind in ("path", "thumbnail")}
+    for name in set(earlier) - drawn:
+        path = (folder / name).resolve()
+        if path.is_relative_to(folder.resolve()):
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the folder of a class that has others
+                path.parent.rmdir()
 
 
 def describe(one, dataset, label):

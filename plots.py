@@ -119,8 +119,9 @@ def draw_confusion(confusion, classes, run_dir):
                         predicted, true, count, ha="center", va="center", color=colour, size=7
                     )
     if len(classes) <= MOST_NAMED:
-        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-        axis.set_yticks(range(len(classes)), classes)
+        plain = {"parse_math": False}  # a name with dollars is a name
+        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", **plain)
+        axis.set_yticks(range(len(classes)), classes, **plain)
     axis.set(xlabel="predicted class", ylabel="true class")
     figure.colorbar(image, label="share of the true class", shrink=0.8)
     save_figure(figure, Path(run_dir) / "plots" / "confusion.png")
@@ -155,7 +156,8 @@ def draw_grid(images, titles, path, columns=8):
         lines = "\n".join(
             line if len(line) < 19 else f"{line[:16]}..." for line in title.split("\n")
         )
-        axis.text(left - 0.5, top - 0.03 * side - 0.5, lines, size=8, va="bottom")
+        place = left - 0.5, top - 0.03 * side - 0.5
+        axis.text(*place, lines, size=8, va="bottom", parse_math=False)
     axis.imshow(page.permute(1, 2, 0).numpy(), interpolation="nearest")
     axis.set_axis_off()
     axis.set_position([0.01, 0.01, 0.98, 0.98])

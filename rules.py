@@ -165,10 +165,13 @@ def _check(prefix, section, rules, needed=(), whose="here"):
         if key not in section:
             raise ValueError(f"{prefix}{key} is missing; it must be {rules[key].words}")
     for key, value in section.items():
-        rule = rules[key]
-        if not rule.holds(value):
-            hint = near(value, rule.names)
-            raise ValueError(f"{prefix}{key} must be {rule.words}, got {shown(value)}{hint}")
+        check_value(f"{prefix}{key}", value, rules[key])
+
+
+def check_value(name, value, rule):
+    if not rule.holds(value):
+        hint = near(value, rule.names)
+        raise ValueError(f"{name} must be {rule.words}, got {shown(value)}{hint}")
 
 
 def near(word, known):

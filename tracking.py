@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from checks import first_line
 from distributed import first_only, rank, world
 from events import EventFile
 from outcome import leave_behind
@@ -118,11 +119,12 @@ def describe_process(device):
 
 @contextlib.contextmanager
 def only_warned(what):
-    """A file inside that cannot be written, on a full disk say, costs a line, not the run."""
+    """What fails inside, on a full disk say, costs a line, not the run."""
     try:
         yield
-    except OSError as error:
-        print(f"warning: {what} could not be written ({error.strerror or error})", file=sys.stderr)
+    except Exception as error:  # memory that is missing, or a name that cannot be drawn
+        reason = getattr(error, "strerror", None) or first_line(error)
+        print(f"warning: {what} could not be written ({reason})", file=sys.stderr)
 
 
 def write_manifest(folder, config, train_set, device):

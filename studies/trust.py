@@ -16,7 +16,7 @@ import tyro
 
 from boxes import FILE, load_boxes
 from cam import activate
-from checkpoint import load_checkpoint, load_model
+from checkpoint import load_trained
 from config import defaults
 from dataset import LOADERS, ImageDataset, make_generator, shrink, split_positions
 from exits import exit_cleanly
@@ -81,8 +81,8 @@ def run_study(subject, train_set, boxes, seed):
 @exit_cleanly
 def main(flags):
     start = time.perf_counter()
-    model, config = load_model(flags.checkpoint)
-    config = defaults | config | {"data_dir": flags.data_dir}
+    model, state = load_trained(flags.checkpoint)
+    config = defaults | state["config"] | {"data_dir": flags.data_dir}
     if config["dataset"] != "imagenette" or not hasattr(model, "features"):
         raise ValueError(
             f"{flags.checkpoint} is of a {config['model']['kind']} on {config['dataset']}; the "
@@ -100,7 +100,7 @@ def main(flags):
                           if i in boxes["train"]}  # fmt: skip
     study = run_study(Subject(model, test_set), train_set, boxes, flags.seed)
     about = describe_process(next(model.parameters()).device)
-    about |= {"checkpoint": flags.checkpoint, "epoch": load_checkpoint(flags.checkpoint)["epoch"]}
+    about |= {"checkpoint": flags.checkpoint, "epoch": state["epoch"]}
     about |= {"held_out_boxed": config["hold_out_boxed"], "seconds": time.perf_counter() - start}
     out = Path(flags.out)
     out.mkdir(parents=True, exist_ok=True)

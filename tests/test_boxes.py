@@ -7,8 +7,11 @@ from PIL import Image
 
 import dataset
 import exercise_1_3
+import exercise_2_3
 from boxes import FILE, PICTURES, box_mask, energy_inside, load_boxes
 from cache import read_image
+from cam import cam
+from models import CNN
 
 HEAD = "split,index,path,width,height,x0,y0,x1,y1"
 
@@ -92,3 +95,16 @@ def test_boxed_training_images_can_be_held_out(tmp_path, monkeypatch):
         assert len(seen) == left
         assert len(val_set) == 4
         assert hold_out != any(index % 4 == 0 for index in seen)
+
+
+@pytest.mark.parametrize(("on_bad_image", "known"), [("error", True), ("skip", False)])
+def test_no_box_is_drawn_where_skipped_pictures_may_have_shifted_it(tmp_path, on_bad_image, known):
+    write(tmp_path, "val,1,a,10,10,0,0,5,5")
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    test_set = dataset.ImageDataset(
+        images, torch.arange(2), ["a", "b"], [0.5] * 3, [0.2] * 3, "imagenette"
+    )
+    config = exercise_2_3.config | {"data_dir": str(tmp_path), "on_bad_image": on_bad_image}
+    config |= {"run_dir": str(tmp_path / "run"), "resize": "squash", "seed": 0}
+    rows = cam(CNN([4], image_size=8, num_classes=2), test_set, config)
+    assert [row["box_area"] is not None for row in rows] == [False, known]

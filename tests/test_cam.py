@@ -231,6 +231,19 @@ def test_the_manifest_has_a_row_for_every_picture_and_the_worst_error(tmp_path, 
         assert random_images.classes[random_images.labels[row["index"]]] == row["true"]
 
 
+def test_maps_that_are_drawn_anew_replace_those_before_and_leave_other_files(
+    tmp_path, random_images
+):
+    model = CNN([4], image_size=8, in_channels=1, num_classes=3)
+    config = {"run_dir": str(tmp_path), "seed": 0, "cam": CHOICE}
+    first = cam(model, random_images, config)
+    own = tmp_path / "cam" / first[0]["path"]
+    own = own.with_name("own.png")
+    own.write_text("a picture of the user's")
+    (row,) = cam(model, random_images, config | {"cam": CHOICE | {"indices": [3]}})
+    assert {*(tmp_path / "cam").rglob("*.png")} == {own, tmp_path / "cam" / row["path"]}
+
+
 def test_named_images_are_drawn_in_the_order_given_and_missing_ones_refused(
     tmp_path, random_images
 ):

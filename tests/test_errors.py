@@ -93,11 +93,15 @@ WRONG = [
     (exercise_2_3, "--dataset digits --cam.indices 5 359", "359", "358"),
     (exercise_2_3, "--dataset digits --cam.contrast 3,x", "cam.contrast", "known: 0, 1"),
     (exercise_1_1, "--dataset digits --hold_out_boxed", "hold_out_boxed", "imagenette_boxes.csv"),
+    (exercise_2_3, "--hold_out_boxed --on_bad_image skip", "skip", "--on_bad_image error"),
     (exercise_2_3, "--cam.indices -1", "cam.indices", "-1"),
     (exercise_2_3, "--cam.per_class -1", "cam.per_class", "-1"),
     (exercise_2_3, "--checkpoint best.pt", "best.pt", "train one first"),
     (exercise_2_3, "--checkpoint a.pt --resume finished", "a.pt", "one of the two"),
     (exercise_2_3, "--checkpoint mlp.pt", "mlp.pt", "no maps"),
+    (exercise_2_3, "--checkpoint mlp.pt --seed 7", "seed of its training", "--cam.indices"),
+    (exercise_2_3, "--checkpoint mlp.pt --seeds 1 2 --lr 1", "lr, seeds", "leave that out"),
+    (exercise_2_3, "--checkpoint seeds", "several seeds", "seeds/seed_3"),
     (exercise_1_1, "--schedule one_cycle --warmup_epochs 2", "warmup_epochs", "cosine"),
     (exercise_2_3, "--checkpoint file", "file", "checksum"),
 ]
@@ -121,6 +125,7 @@ def surroundings(picture_folder, monkeypatch):
     Path("taken").mkdir()
     Path("taken/results.json").write_text("{}")
     Path("file").write_text("a file")
+    Path("seeds/seed_3").mkdir(parents=True)
     mlp = {"dataset": "digits", "model": {"kind": "mlp", "layers": [64, 10]}}
     about = {"classes": list("0123456789"), "mean": [0.5], "std": [0.2], "shape": [1, 8, 8]}
     state = {"epoch": 1, "model": build_model(exercise_1_1.config | mlp).state_dict()}
@@ -246,6 +251,8 @@ def test_a_network_of_another_kind_has_its_own_settings_alone(tmp_path, capsys):
     assert by_flag == {"kind": "resnet18", "pretrained": True}
     left_out = "without dropout, layers, min_map, residual"
     assert capsys.readouterr().out == f"model.kind resnet18: {left_out}\n"
+    convolutional = model_of("--model.kind", "cnn", exercise=exercise_1_2)
+    assert convolutional["layers"] == [128, 64, 64]  # without the ends, 784 values and 10 classes
     plain = model_of("--model.kind", "mlp", "--model.layers", "784", "10", exercise=exercise_1_2)
     assert plain == {"kind": "mlp", "layers": [784, 10]}
     assert model_of("--preset", "small", exercise=exercise_1_1) == presets["small"]["model"]
@@ -268,6 +275,18 @@ def test_a_network_of_another_kind_has_its_own_settings_alone(tmp_path, capsys):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.pt").touch()
     assert model_of("--resume", str(tmp_path)) == by_flag
+
+
+def test_a_run_is_gone_on_with_by_another_script_as_the_network_that_it_is(digits_config):
+    model = {"kind": "cnn", "layers": [4, 4]}
+    exercise_1_3.main(exercise_1_3.config | digits_config | {"model": model})
+    folder = digits_config["run_dir"]
+    resumed = parse_config(exercise_2_3.config, exercise_2_3.presets, ["--resume", folder])
+    assert resumed["model"].keys() == model.keys() | {"image_size", "in_channels", "num_classes"}
+    longer = resumed | {"epochs": 2}
+    with pytest.raises(ValueError, match=r"model.min_map None -> 8"):
+        exercise_2_3.main(longer | {"model": resumed["model"] | {"min_map": 8}})
+    assert exercise_2_3.main(longer)["epochs"] == 2
 
 
 def test_a_preset_called_like_a_data_set_comes_with_it_and_is_announced(capsys):

@@ -91,6 +91,21 @@ def test_data_of_other_classes_are_refused_by_name(finished, picture_folder):
         load_judged(flags)
 
 
+def test_a_data_set_that_is_not_known_is_named(finished):
+    folder, _ = finished
+    with pytest.raises(ValueError, match=r"dataset must be .* got 'minst'; did you mean mnist\?"):
+        load_judged(Flags(str(folder), dataset="minst"))
+
+
+@pytest.mark.parametrize(
+    "flag", [{"split": "val"}, {"dataset": "digits"}, {"data_dir": "data"}, {"device": "cpu"}]
+)
+def test_what_judges_one_run_is_not_ignored_for_several(flag):
+    (name,) = flag
+    with pytest.raises(ValueError, match=f"--{name} judges one run"):
+        main(Flags("a", ("b",), **flag))
+
+
 def test_a_network_of_grey_images_sees_coloured_pictures_in_grey(finished, tmp_path):
     folder, _ = finished
     for number in range(10):

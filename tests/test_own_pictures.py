@@ -114,6 +114,24 @@ def test_maps_are_drawn_where_the_pictures_are_and_weights_need_none(tmp_path):
     assert load_model(best)[0].classifier.out_features == 2
 
 
+def test_maps_of_other_pictures_are_those_that_the_network_was_trained_to_see(tmp_path):
+    config = trained_on(tmp_path / "own")
+    maps = exercise_2_3.config | {"checkpoint": "trained", "wandb_mode": "disabled"}
+    results = exercise_2_3.main(maps | {"run_dir": "maps"})
+    shutil.copytree(tmp_path / "own", tmp_path / "other")
+    for picture in (tmp_path / "other" / "train").rglob("*.png"):
+        Image.new("L", (8, 8), 255).save(picture)  # of another mean and deviation
+    other = maps | {"data_dir": str(tmp_path / "other")}
+    assert exercise_2_3.main(other | {"run_dir": "again"})["test"]["loss"] == pytest.approx(
+        results["test"]["loss"], rel=1e-5
+    )
+    for split in ("train", "test"):
+        (tmp_path / "other" / split / "dog").rename(tmp_path / "other" / split / "wolf")
+    with pytest.raises(ValueError, match=r"best.pt knows the classes cat, dog; .* has cat, wolf"):
+        exercise_2_3.main(other | {"run_dir": "renamed"})
+    assert config["dataset"] == "image_folder" and not Path("renamed").exists()
+
+
 def test_uneven_classes_are_said_with_what_a_constant_answer_would_reach(tmp_path, capsys):
     counts = {"train/cat": 10, "train/dog": 90, "test/cat": 1, "test/dog": 1}
     train, _, _ = load_datasets(write_pictures(tmp_path / "own", counts))

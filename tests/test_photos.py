@@ -1,6 +1,7 @@
 """Maps of one's own pictures, whatever they are."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,6 +116,18 @@ def test_where_no_picture_can_be_read_nothing_is_written(tmp_path, checkpoint, c
             explain(checkpoint(), wrong, out=str(tmp_path / "out"))
         assert f"no picture that can be read in {wrong}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_folder_stands_for_its_best_weights_and_no_picture_is_said(
+    tmp_path, checkpoint, capsys
+):
+    Path("run/checkpoints").mkdir(parents=True)
+    Path(checkpoint()).rename("run/checkpoints/best.pt")
+    explain("run", write_photos(tmp_path / "photos") / "a.png", out="out")
+    assert Path("out/index.html").is_file()
+    with pytest.raises(SystemExit, match="2"):
+        explain("run")
+    assert "no file: name some after the flags" in capsys.readouterr().err
 
 
 def test_weights_that_are_not_there_are_named_with_their_place(monkeypatch, tmp_path):

@@ -15,8 +15,9 @@ import commands
 import exercise_1_1
 import exercise_1_3
 import exercise_2_3
+from dataset import ImageDataset
 from outcome import Training
-from plots import draw_confusion, draw_grid
+from plots import draw_confusion, draw_grid, draw_samples
 from summary import most_wrong, result_block, wilson
 
 
@@ -51,6 +52,19 @@ def commands_in(text):
     }
 
 
+@pytest.mark.figures
+def test_a_class_name_with_dollars_is_drawn_as_it_is_written(tmp_path):
+    classes = ["$\\nowhere$", "$5 to $9"]
+    images = ImageDataset(
+        torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.arange(2), classes, [0.5], [0.2]
+    )
+    draw_confusion(torch.eye(2), classes, tmp_path)
+    draw_samples(images, [images.sample(2)], tmp_path)
+    texts = (tmp_path / "plots" / "confusion.svg").read_text()
+    assert all(f"<!-- {name} -->" in texts for name in classes)
+    assert (tmp_path / "plots" / "samples.png").is_file()
+
+
 def test_what_a_run_prints_is_readable_anywhere_and_its_commands_can_be_copied(digits_config):
     folder = "it's a run"
     config = digits_config | {"run_dir": folder, "rotate": 10.0}
@@ -67,6 +81,14 @@ def test_what_a_run_prints_is_readable_anywhere_and_its_commands_can_be_copied(d
     assert Path(found["every class"][1]).resolve() == Path(exercise_1_1.__file__).with_name(
         "evaluate.py"
     )
+
+
+def test_training_on_is_offered_where_the_learning_rate_is_still_there(digits_config):
+    results = {"exercise": "exercise_1_1", "run_dir": "run"}
+    for schedule in ("constant", "cosine", "one_cycle"):
+        config = digits_config | {"schedule": schedule}
+        offered = dict(commands.next_commands(results | {"config": config}, False))
+        assert ("train on" in offered) == (schedule == "constant")
 
 
 def test_a_network_with_maps_is_offered_them(digits_config):

@@ -151,13 +151,22 @@ def test_the_mistakes_come_first_the_surest_before_the_others(finished):
     assert sorted(row["index"] for row in rows) == list(range(len(val_set)))
 
 
-def test_results_that_cannot_be_drawn_cost_a_line(digits_config, monkeypatch, capsys):
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory"),
+    ],
+)
+def test_results_that_cannot_be_drawn_cost_a_line(
+    digits_config, monkeypatch, capsys, error, reason
+):
+    def fails(*arguments):
+        raise error
 
-    monkeypatch.setattr(ending, "draw_mistakes", full)
+    monkeypatch.setattr(ending, "draw_mistakes", fails)
     exercise_1_1.main(digits_config)
     assert capsys.readouterr().err.splitlines() == [
-        "warning: a picture of the results could not be written (No space left on device)"
+        f"warning: a picture of the results could not be written ({reason})"
     ]
     assert json.loads(Path(digits_config["run_dir"], "results.json").read_text())["epochs"] == 1

@@ -83,6 +83,33 @@ def test_an_epoch_equals_a_plain_torch_loop(digits_config, optimizer):
     assert metrics["train/loss"] == pytest.approx(total / len(train_set), rel=1e-5)
 
 
+def test_the_loss_of_a_bfloat16_step_is_that_of_its_logits_however_sure_they_are(digits_config):
+    config = complete_config(digits_config | {"precision": "bfloat16"})
+    images, labels = torch.randn(64, 1, 8, 8), torch.randint(0, 10, (64,))
+    model = build_model(config)
+    last = model.layers[-1]
+    with torch.no_grad():
+        last.bias.zero_()[0] += 8.0  # sure of class 0
+        last.weight.mul_(0.1)
+    labels.zero_()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(images).float()
+    expected = F.cross_entropy(logits, labels)
+    (gradient,) = torch.autograd.grad(expected, last.bias)
+
+    class Kept:  # an optimizer that leaves gradients and weights
+        def step(self):
+            self.gradient = last.bias.grad.clone()
+
+        def zero_grad(self):
+            pass
+
+    kept = Kept()
+    loss, _ = plain_step(model, kept, config)(images, labels)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(kept.gradient, gradient, rtol=0.01, atol=0)
+
+
 def test_one_cycle_and_cosine_are_those_of_torch():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
     one_cycle = torch.optim.lr_scheduler.OneCycleLR(
@@ -280,6 +307,15 @@ def test_only_the_small_networks_give_up_a_thread(digits_config, monkeypatch, ki
     accuracies, _ = train(build_model(complete_config(config)), *few, config)
     assert len(accuracies) == 1
     assert len(asked) == lowered + 1  # the last gives back what was there
+
+
+def test_a_gpu_that_is_named_is_the_one_that_all_is_made_on(monkeypatch):
+    made_on = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", made_on.append)
+    assert devices.choose_device("cuda:1") == torch.device("cuda:1")
+    devices.choose_device("cpu")
+    assert made_on == [torch.device("cuda:1")]
 
 
 @pytest.mark.parametrize(
