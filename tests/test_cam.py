@@ -28,6 +28,7 @@ NETWORKS = [
     {"layers": [5, 7], "image_size": 15, "kernel_size": 5, "padding": 0},
 ]
 
+KINDS = ("path", "thumbnail")
 CHOICE = exercise_2_3.config["cam"] | {"per_class": 2}
 
 
@@ -236,9 +237,10 @@ def test_maps_that_are_drawn_anew_replace_those_before_and_leave_other_files(
 ):
     model = CNN([4], image_size=8, in_channels=1, num_classes=3)
     config = {"run_dir": str(tmp_path), "seed": 0, "cam": CHOICE}
-    first = cam(model, random_images, config)
-    own = tmp_path / "cam" / first[0]["path"]
-    own = own.with_name("own.png")
+    cam(model, random_images, config)
+    again = cam(model, random_images, config)
+    assert all((tmp_path / "cam" / row[kind]).is_file() for row in again for kind in KINDS)
+    own = (tmp_path / "cam" / again[0]["path"]).with_name("own.png")
     own.write_text("a picture of the user's")
     (row,) = cam(model, random_images, config | {"cam": CHOICE | {"indices": [3]}})
     assert {*(tmp_path / "cam").rglob("*.png")} == {own, tmp_path / "cam" / row["path"]}
