@@ -1,6 +1,6 @@
 """Class activation maps (Zhou et al. 2016) of networks whose head is average pooling and a Linear.
 
-    python cam.py --checkpoint runs/.../checkpoints/best.pt photo.jpg more.png folder
+    python cam.py --checkpoint runs/exercise_1_3/... photo.jpg more.png folder
 
 draws maps of your own pictures with a trained network. Axis letters: N images, C channels, H x W
 pixels, K classes, h x w the cells of the last map.

@@ -68,8 +68,7 @@ def next_commands(results, has_map):
     if explained != "none":
         return rows
     if has_map:
-        best = Path(first) / "checkpoints" / "best.pt"
-        looked = spelled(python(), script("exercise_2_3.py"), "--checkpoint", best)
+        looked = spelled(python(), script("exercise_2_3.py"), "--checkpoint", first)
         rows.append(("what it looks at", looked))
     if config["schedule"] == "constant":  # the rate of the others has fallen to its end
         longer = ("--resume", folder, "--epochs", 2 * config["epochs"])

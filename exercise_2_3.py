@@ -1,7 +1,7 @@
 """Exercise 2.3: what does the CNN look at, and can we trust the picture?
 
     python exercise_2_3.py                                  # train, then draw the maps
-    python exercise_2_3.py --checkpoint runs/.../best.pt    # draw the maps alone
+    python exercise_2_3.py --checkpoint runs/...            # draw the maps alone
     python exercise_2_3.py --preset best                    # residual layers, crops, Muon
     python exercise_2_3.py --dataset digits                 # no download, one minute
 

@@ -1,6 +1,6 @@
 """Does the network cheat? Measured on Imagenette, from a trained checkpoint of exercise 2.3.
 
-    python -m studies.trust --checkpoint runs/exercise_2_3/.../checkpoints/best.pt
+    python -m studies.trust --checkpoint runs/exercise_2_3/...
 
 Where do the maps lie and where is the object; what changes when the object, the background or the
 sky goes; which colours are enough; does a map depend on what the network has learned. Every number
@@ -16,7 +16,7 @@ import tyro
 
 from boxes import FILE, load_boxes
 from cam import activate
-from checkpoint import load_trained
+from checkpoint import find_checkpoint, load_trained
 from config import defaults
 from dataset import LOADERS, ImageDataset, make_generator, shrink, split_positions
 from exits import exit_cleanly
@@ -32,7 +32,7 @@ from tracking import describe_process, write_json
 @dataclass
 class Flags:
     checkpoint: str
-    """a best.pt of exercise 2.3 on imagenette"""
+    """a run folder, or a best.pt, of exercise 2.3 on imagenette"""
     data_dir: str = "data"
     out: str = "results/trust"
     seed: int = 0
@@ -81,7 +81,7 @@ def run_study(subject, train_set, boxes, seed):
 @exit_cleanly
 def main(flags):
     start = time.perf_counter()
-    model, state = load_trained(flags.checkpoint)
+    model, state = load_trained(find_checkpoint(flags.checkpoint))
     config = defaults | state["config"] | {"data_dir": flags.data_dir}
     if config["dataset"] != "imagenette" or not hasattr(model, "features"):
         raise ValueError(
