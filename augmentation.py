@@ -25,7 +25,7 @@ def draw_augmentation(count, size, config, generator, mirrored=None):
     pixels = torch.round(signed[:, 2:4] * (config["shift"] + 0.5 - 1e-6))  # whole: nothing blurs
     mirror = torch.ones(count) if mirrored is None else torch.where(mirrored, -1.0, 1.0)
     side = torch.sqrt(config["crop"] + (1 - config["crop"]) * uniform[:, 5])  # of the kept square
-    moved = pixels * torch.tensor([2 / width, 2 / height]) if config["shift"] else pixels * 0
+    moved = pixels * torch.tensor([2 / width, 2 / height])
     if config["crop"] < 1:  # the kept square lies anywhere inside the picture
         moved = moved + (1 - side)[:, None] * (uniform[:, 6:8] * 2 - 1)
     warps = affine_maps(angle, scale / side, moved, mirror, height / width)

@@ -17,10 +17,10 @@ from filelock import FileLock
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from tracking import write_json
+from files import write_json
 
 CACHE_FORMAT = 2  # raise it when the meaning of a cached byte changes
-BLOCK_BYTES = 2**24  # decoded between two notes of progress
+DECODED_BYTES = 2**24  # decoded between two notes of progress
 
 
 def read_cached(paths, split, config):
@@ -173,7 +173,7 @@ def _decode_blocks(paths, state, split, config):
                 raise
             return str(error)
 
-    at_once = max(os.cpu_count(), BLOCK_BYTES // _image_bytes(config))
+    at_once = max(os.cpu_count(), DECODED_BYTES // _image_bytes(config))
     bar = tqdm(
         desc=f"decoding {split}",
         total=len(paths),

@@ -103,15 +103,15 @@ def generate_class_activation_map(
         classes = contrast[0]
         against = one_each(contrast[1], logits)
     shown = logits.argmax(1) if classes is None else one_each(classes, logits)
-    shares = F.one_hot(shown, len(weight)).to(weight)  # (N, K): the map is a sum of class maps
+    mix = F.one_hot(shown, len(weight)).to(weight)  # (N, K): the map is a sum of class maps
     if against is not None:
-        shares = shares - F.one_hot(against, len(weight))
+        mix = mix - F.one_hot(against, len(weight))
     elif centred:
-        shares = shares - 1 / len(weight)
-    maps = torch.einsum("nc,nchw->nhw", shares @ weight, features)
+        mix = mix - 1 / len(weight)
+    maps = torch.einsum("nc,nchw->nhw", mix @ weight, features)
     confidence = logits.softmax(1).gather(1, shown[:, None])[:, 0]
-    totals = (shares * logits).sum(1)
-    return ClassActivation(maps, shown, logits, confidence, shares @ bias, totals, against)
+    totals = (mix * logits).sum(1)
+    return ClassActivation(maps, shown, logits, confidence, mix @ bias, totals, against)
 
 
 def one_each(classes, logits):

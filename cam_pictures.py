@@ -21,7 +21,7 @@ from boxes import upsample
 if TYPE_CHECKING:
     from cam import ClassActivation
 
-COLOURS = colormaps["RdBu_r"]  # red speaks for the class, blue against it, white is zero
+COLOUR_MAP = colormaps["RdBu_r"]  # red speaks for the class, blue against it, white is zero
 PANEL, MARGIN, HEADER, BAR = 256, 12, 74, 92  # pixels
 INK, PAPER, BOX = "#222222", "white", "#3cff3c"
 
@@ -60,7 +60,7 @@ def save_cam_visualization(
         if boxes is not None:
             outline(draw, boxes, left, HEADER)
         if grid and number == 2:
-            draw_grid(draw, cells, left, HEADER)
+            draw_cells(draw, cells, left, HEADER)
     draw_scale(page, draw, limit)
     text = describe_prediction(activation, class_names, true).splitlines()
     for number, line in enumerate(text):
@@ -83,7 +83,7 @@ def to_pixels(image):
 
 def colour(values, limit):
     """Values (h, w) as uint8 colours (h, w, 3), from -limit to limit."""
-    return COLOURS(np.clip(values / limit, -1, 1) / 2 + 0.5, bytes=True)[..., :3].copy()
+    return COLOUR_MAP(np.clip(values / limit, -1, 1) / 2 + 0.5, bytes=True)[..., :3].copy()
 
 
 def blend(photo, values, limit):
@@ -102,7 +102,7 @@ def outline(draw, boxes, left, top):
         draw.rectangle(inner, outline=BOX, width=2)
 
 
-def draw_grid(draw, cells, left, top):
+def draw_cells(draw, cells, left, top):
     for k in range(1, cells[0]):
         y = top + k * PANEL / cells[0]
         draw.line([left, y, left + PANEL, y], fill="#888888")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from checks import check_config, fit_model, rank
 from flags import find_flag, parse_flags
-from rules import MODELS, check_values, shown
+from rules import MODEL, check_values, shown
 
 defaults = {  # --help shows what stands beside a key
     # data
@@ -163,9 +163,9 @@ def parse_config(config, presets=None, args=None):
 def with_kind(config, kind):
     """`config` for a network of another kind: without the settings that this one does not have."""
     model = config.get("model")
-    if kind not in MODELS or not isinstance(model, dict) or model.get("kind") == kind:
+    if kind not in MODEL or not isinstance(model, dict) or model.get("kind") == kind:
         return config
-    kept = {key: value for key, value in model.items() if key in MODELS[kind]}
+    kept = {key: value for key, value in model.items() if key in MODEL[kind]}
     if (left_out := model.keys() - kept - {"kind"}) and rank() == 0:
         print(f"model.kind {kind}: without {', '.join(sorted(left_out))}")
     kept |= {"pretrained": False} if kind == "resnet18" else {}

@@ -97,7 +97,7 @@ def load_datasets(config: dict) -> tuple[ImageDataset, ImageDataset, ImageDatase
             given["train"], config["val_fraction"], generator, boxed
         )
     sets = given["train"], given["val"], given["test"]
-    print(describe(*sets))
+    print(describe_sets(*sets))
     return sets
 
 
@@ -268,7 +268,7 @@ def fetch(dataset, order, at_once, device):
         yield block
 
 
-def describe(train_set, val_set, test_set):
+def describe_sets(train_set, val_set, test_set):
     """Which data, how many images of which shape, how they are split, and uneven classes."""
     shape = " x ".join(map(str, train_set.images.shape[1:]))
     megabytes = math.ceil(sum(s.images.nbytes for s in (train_set, val_set, test_set)) / 1e6)

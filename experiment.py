@@ -20,6 +20,7 @@ from devices import choose_device
 from distributed import alone, first_only, from_first, joined, rank, wait, world
 from ending import log_results
 from exits import exit_cleanly, exit_together
+from files import write_json
 from interruption import Stopped
 from models import build_model, count_parameters
 from outcome import remembered
@@ -27,7 +28,7 @@ from plots import draw_seeds
 from progress import announce, layer_table
 from seeds import can_stack, fit_together, train_seeds
 from summary import result_block, seeds_block
-from tracking import open_run, write_json
+from tracking import open_run
 
 
 def experiment(function):
@@ -119,15 +120,18 @@ def run_seeds(function, name, config):
             shutil.rmtree(folder, ignore_errors=True)  # it ended before any training began
         raise
     runs, trainings = zip(*ended, strict=True)
-    resumed = zip(trainings, singles, strict=True)
-    before = [training.seconds_before for training, single in resumed if single not in stacked]
+    before = [
+        training.seconds_before
+        for training, single in zip(trainings, singles, strict=True)
+        if single not in stacked
+    ]
     longest_or_all = max if can_stack(config) else sum  # the seeds of a stack learn at once
     results = {
         "exercise": name,
         "config": config,
         "seeds": config["seeds"],
         "runs": list(runs),
-        **mean_and_std(runs),
+        **over_seeds(runs),
         "seconds": longest_or_all(before or [0]) + time.perf_counter() - start,
         "run_dir": config["run_dir"],
     }
@@ -139,7 +143,7 @@ def run_seeds(function, name, config):
     return results
 
 
-def mean_and_std(runs):
+def over_seeds(runs):
     """{"mean", "std"} of what the runs of several seeds reached; of one there is no std."""
     reached = {
         f"{split}_{metric}": [run[split][metric] for run in runs]

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypedDict
 
 import tyro
 
-from rules import CAM, CONFIG, KIND, MODELS, OPTIONAL
+from rules import CAM, CONFIG, KIND, MODEL, OPTIONAL
 
 NOTE = re.compile(r'^ +"(\w+)": .*?,  # (.+)$', re.MULTILINE)
 
@@ -63,7 +63,7 @@ def parse_flags(base, presets, args):
     channels = [layer["channels"] if isinstance(layer, dict) else layer for layer in layers or []]
     if layers:
         base = base | {"model": base["model"] | {"layers": channels}}  # a flag takes numbers alone
-    sections = {"model": KIND | MODELS[base["model"]["kind"]], "cam": CAM}
+    sections = {"model": KIND | MODEL[base["model"]["kind"]], "cam": CAM}
     notes = read_notes(Path(__file__).with_name("config.py"), sys.argv[0])
     kinds = _annotation(base, CONFIG | OPTIONAL | sections, notes)
     named = Literal[(*presets, base["preset"])]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from boxes import box_mask, energy_inside, upsample
 from cam_pictures import save_cam_visualization, save_thumbnail
 from distributed import first_only, own_part, wait
-from tracking import write_json
+from files import write_json
 
 TEMPLATE = Path(__file__).with_name("gallery.html")
 TOP = 5  # probabilities a picture
@@ -38,7 +38,7 @@ def draw_gallery(folder, dataset, indices, activation, paths, boxes=None, grid=F
     limit = float(np.quantile(activation.maps.abs().numpy(), 0.995))
     rows = []
     for position, (index, path) in enumerate(zip(indices, paths, strict=True)):
-        row = describe(activation[position], dataset, int(dataset.labels[index]))
+        row = describe_activation(activation[position], dataset, int(dataset.labels[index]))
         row |= measure_boxes(activation[position], dataset, (boxes or {}).get(index))
         names = {"index": index, "path": f"{path}.png", "thumbnail": f"{path}.webp"}
         rows.append(names | row | {"limit": limit})
@@ -87,7 +87,7 @@ def remove_earlier(folder, rows):
                 path.parent.rmdir()
 
 
-def describe(one, dataset, label):
+def describe_activation(one, dataset, label):
     """What the manifest says of one activation: classes by name, numbers as they are."""
     shown, against = int(one.classes[0]), one.against
     return {

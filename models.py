@@ -150,7 +150,7 @@ class CNN(nn.Module):
         if whiten:
             patches = {"channels": 8 * in_channels, "kernel_size": 2, "padding": 0, "pool": 1}
             layers = [patches | {"stride": 1, "dropout": 0.0}, *layers]
-        defaults = {
+        usual = {
             "kernel_size": kernel_size,
             "stride": stride,
             "padding": padding,
@@ -159,8 +159,8 @@ class CNN(nn.Module):
         }
         blocks, side = [], image_size
         for number, layer in enumerate(layers, start=0 if whiten else 1):
-            settings = defaults | (layer if isinstance(layer, dict) else {"channels": layer})
-            if unknown := settings.keys() - defaults.keys() - {"channels"}:
+            settings = usual | (layer if isinstance(layer, dict) else {"channels": layer})
+            if unknown := settings.keys() - usual.keys() - {"channels"}:
                 raise ValueError(f"layer {number} of the CNN: unknown {sorted(unknown)}")
             side = (side + 2 * settings["padding"] - settings["kernel_size"]) // settings["stride"]
             side += 1

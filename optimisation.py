@@ -28,9 +28,9 @@ def make_optimizer(model, config):
     return optimizers[config["optimizer"]](weights, **settings)
 
 
-# times lr is the share of its length that a kernel moves in a step: about what AdamW moves those of
-# 3x3 from 256 channels, so that one learning rate fits both
-KERNELS = 16
+# The length of a kernel's step is this times lr times its own length, about what AdamW takes for
+# kernels of 3x3 of 256 channels: so one learning rate fits both.
+STEP_OF_A_KERNEL = 16
 
 
 class Muon(torch.optim.AdamW):
@@ -38,10 +38,10 @@ class Muon(torch.optim.AdamW):
 
     The step of a kernel (channels, in_channels, height, width), as a matrix of one row a channel,
     is its Nesterov momentum with all singular values brought near 1, so that no direction is left
-    out because its gradients are small. It is KERNELS times lr as long as the kernel, whose own
-    length stays what it was at the start: the BatchNorm behind it would take any other length back
-    (a residual layer's 1x1 shortcut has none, and keeps its length all the same). No weight decay
-    reaches a kernel.
+    out because its gradients are small. Its length is STEP_OF_A_KERNEL times lr times that of the
+    kernel, which stays what it was at the start: the BatchNorm behind it would take any other
+    length back (a residual layer's 1x1 shortcut has none, and keeps its length all the same). No
+    weight decay reaches a kernel.
     """
 
     def __init__(self, weights, momentum, **settings):
@@ -54,7 +54,7 @@ class Muon(torch.optim.AdamW):
         for group in self.param_groups:
             for kernel in group["params"]:
                 if kernel.ndim == 4:
-                    self.move(kernel, KERNELS * group["lr"], skipped)
+                    self.move(kernel, STEP_OF_A_KERNEL * group["lr"], skipped)
                     kernel.grad = None  # AdamW passes it by
         super().step()
 

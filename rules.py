@@ -127,7 +127,7 @@ LAYER = {
     "dropout": SHARE,
     "pool": whole(1),
 }
-MODELS = {
+MODEL = {
     "mlp": {"layers": SIZES},
     "skip_mlp": {"layers": SIZES, "dropout": SHARE},
     "cnn": {key: LAYER[key] for key in ("kernel_size", "stride", "padding", "dropout")}
@@ -135,7 +135,7 @@ MODELS = {
     | {"image_size": whole(1), "in_channels": whole(1), "num_classes": whole(1)},
     "resnet18": {"num_classes": whole(1), "pretrained": SWITCH},
 }
-KIND = {"kind": one_of(*MODELS)}
+KIND = {"kind": one_of(*MODEL)}
 
 
 def check_values(config):
@@ -148,8 +148,8 @@ def check_values(config):
     model = config["model"]
     _check("model.", {key: model[key] for key in KIND if key in model}, KIND, needed=KIND)
     kind = model["kind"]
-    needed = {"layers"} & MODELS[kind].keys()
-    _check("model.", model, KIND | MODELS[kind], needed, f"of a {kind}")
+    needed = {"layers"} & MODEL[kind].keys()
+    _check("model.", model, KIND | MODEL[kind], needed, f"of a {kind}")
     for position, layer in enumerate(model.get("layers", [])):
         if type(layer) is dict:
             _check(f"model.layers[{position}].", layer, LAYER, ["channels"])

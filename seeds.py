@@ -168,7 +168,7 @@ def train_stack(configs, shows=True):
     stack = Stack(models)
     optimizer = make_optimizer(stack, config)
     train_length = len(train_sets[0])
-    joint = keep_on(device, joined(train_sets))
+    joint = keep_on(device, chained(train_sets))
     val_sets = [keep_on(device, val_set) for val_set in val_sets]
     schedule = Schedule(optimizer, math.ceil(train_length / config["batch_size"]), config)
     images, labels = next(stacked_batches(joint, configs, 1, device))
@@ -232,7 +232,7 @@ def train_stack(configs, shows=True):
             tracker.close()
 
 
-def joined(datasets):
+def chained(datasets):
     """The images of every seed, one after the other, as one data set."""
     images, labels = (
         torch.cat([getattr(d, key)[:] for d in datasets]) for key in ("images", "labels")
@@ -241,7 +241,7 @@ def joined(datasets):
 
 
 def stacked_batches(joint, configs, epoch, device):
-    """Batches (images (S, n, ...), labels (S, n)) of `joined` sets: every seed has its own order.
+    """Batches (images (S, n, ...), labels (S, n)) of `chained` sets: every seed has its own order.
 
     The batches of the seeds lie side by side in one order, so that they are made together.
     """

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from filelock import FileLock, Timeout
 from checks import first_line
 from distributed import first_only, rank, world
 from events import EventFile
+from files import write_json, write_whole
 from outcome import leave_behind
 from summaries import chart_layout, config_text, hparams_start
 from wandb_sink import WandbSink
@@ -81,27 +83,6 @@ def only_writer(folder):
         lock.release()
 
 
-def write_json(path, content):
-    """Write `content`, tensors as lists, so that a reader never sees half a file."""
-    text = json.dumps(content, indent=2, default=lambda value: value.tolist())
-    write_whole(path, text + "\n")
-
-
-def write_whole(path, text):
-    """Write `text` so that `path` holds either its old content or all of the new one."""
-    unfinished = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut may leave a name with nothing behind it
-        unfinished.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):  # what is half written takes the room that is missing
-            unfinished.unlink(missing_ok=True)
-        raise
-
-
 def describe_process(device):
     """Command, commit, versions, device and threads of this process."""
     module = getattr(sys.modules["__main__"], "__spec__", None)  # of python -m
@@ -129,7 +110,7 @@ def only_warned(what):
 
 def write_manifest(folder, config, train_set, device):
     """What it takes to repeat the run: command, commit, versions, device, threads, data."""
-    data = {"dataset": config["dataset"], "data_sha256": fingerprint(train_set)}
+    data = {"dataset": config["dataset"], "data_sha256": data_sha256(train_set)}
     write_json(folder / "manifest.json", describe_process(device) | data | {"resumed": []})
 
 
@@ -143,7 +124,7 @@ def check_same_data(folder, train_set):
     with contextlib.suppress(OSError, ValueError):
         manifest = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))
         known = manifest.get("data_sha256")
-    if known not in (None, fingerprint(train_set)):
+    if known not in (None, data_sha256(train_set)):
         raise ValueError(
             f"--resume {folder}: the training pictures are not those that it was started with "
             f"(data_sha256 in its manifest.json): bring those back, or start a new run"
@@ -192,10 +173,8 @@ def processor_name():
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def fingerprint(dataset):
+def data_sha256(dataset):
     """A SHA-256 of up to 1,000 evenly spread images and all labels."""
-    import hashlib
-
     step = max(1, len(dataset) // 1000)
     digest = hashlib.sha256(dataset.images[::step].cpu().contiguous().numpy().tobytes())
     digest.update(dataset.labels.cpu().numpy().tobytes())

@@ -108,8 +108,8 @@ def train_held(model, train_set, val_set, config, held):
     images, labels = train_set.normalise(train_set.images[first]), train_set.labels[first]
     table = layer_table(model, train_set.images.shape[1:])
     plain = shared_step(plain_step, model, optimizer, config, len(train_set))
-    dealt = shrink(images, config["crop_size"])  # of the shape that the batches have
-    step = make_step(plain, model, optimizer, dealt, labels, schedule.total, config)
+    images = shrink(images, config["crop_size"])  # to the shape that the batches have
+    step = make_step(plain, model, optimizer, images, labels, schedule.total, config)
 
     def state():
         parts_now = {name: part.state_dict() for name, part in parts.items()}

@@ -10,7 +10,8 @@ from benchmarks.report import machine_name
 from config import defaults
 from dataset import load_datasets, make_generator
 from devices import keep_on
-from tracking import describe_process, git_commit, write_json
+from files import write_json
+from tracking import describe_process, git_commit
 
 
 def read_cell(path, config):

@@ -33,6 +33,7 @@ from checks import data_shape
 from config import defaults
 from devices import choose_device
 from exits import exit_cleanly
+from files import write_json, write_whole
 from rules import CONFIG, list_of, whole
 from steps import threads_restored
 from studies.cells import about, run_cells, seed_by_seed
@@ -40,7 +41,6 @@ from studies.depth_figures import draw_figures
 from studies.depth_networks import ARMS, LAYERS_OF_EXERCISE_1_2
 from studies.depth_table import table_of
 from studies.depth_training import measure_cell
-from tracking import write_json, write_whole
 
 ADAM = {"optimizer": "adam", "lr": 1e-3, "schedule": "cosine"}
 NETWORKS = {

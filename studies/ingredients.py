@@ -24,12 +24,12 @@ from devices import choose_device, freed_memory_kept
 from evaluate import Mirrored
 from exercise_1_3 import config, presets
 from exits import exit_cleanly
+from files import write_json
 from models import build_model, count_parameters
 from rules import SEED, list_of, whole
 from studies.cells import about, run_cells, seed_by_seed
 from studies.depth_table import spread
 from studies.depth_training import judge, train_network
-from tracking import write_json
 from training import whiten_from
 
 SGD = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "batch_size": 128}

@@ -17,8 +17,9 @@ import tyro
 from evaluate import Flags as Judged
 from evaluate import Mirrored, evaluate, load_judged
 from exits import exit_cleanly
+from files import write_json
 from studies.experiments import RESULTS, find_finished
-from tracking import describe_process, write_json
+from tracking import describe_process
 
 
 @dataclass

@@ -20,11 +20,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy import stats
 
 from exits import exit_cleanly
+from files import write_whole
 from studies.experiments import RESULTS, add, load_experiments
 from studies.report_figures import draw_figures, drawable
 from studies.trust_table import answers, number, percent
 from summary import wilson
-from tracking import write_whole
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = {  # what the text reports of one run each: test accuracies, and two losses

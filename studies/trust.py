@@ -20,13 +20,14 @@ from checkpoint import find_checkpoint, load_trained
 from config import defaults
 from dataset import LOADERS, ImageDataset, make_generator, shrink, split_positions
 from exits import exit_cleanly
+from files import write_json
 from gallery import draw_gallery
 from studies.evidence import colours, delete, focus, randomise
 from studies.objects import SIX, describe_six, edit, explain_3536, locate
 from studies.subject import Subject, load_boxed
 from studies.trust_figures import draw_study
 from studies.trust_table import table_of
-from tracking import describe_process, write_json
+from tracking import describe_process
 
 
 @dataclass

@@ -78,7 +78,7 @@ def decode_slowly(folder):
         time.sleep(0.05)
         return read(path, config)
 
-    cache.read_image, cache.BLOCK_BYTES, cache.os.cpu_count = read_slowly, 1, lambda: 1
+    cache.read_image, cache.DECODED_BYTES, cache.os.cpu_count = read_slowly, 1, lambda: 1
     load_datasets(folder_config(folder))
 
 

@@ -16,7 +16,7 @@ from cam import (
     generate_class_activation_map,
     save_cam_visualization,
 )
-from cam_pictures import COLOURS, HEADER, MARGIN, PANEL, blend, describe_prediction
+from cam_pictures import COLOUR_MAP, HEADER, MARGIN, PANEL, blend, describe_prediction
 from dataset import ImageDataset
 from gallery import folder_name
 from models import CNN, MLP
@@ -156,7 +156,7 @@ def test_every_cell_has_its_colour_the_hottest_the_top_one_and_zero_white(tmp_pa
     image = torch.full((3, 64, 64), 128, dtype=torch.uint8)
     save_cam_visualization(image, activation_of(values), tmp_path / "map.png")
     drawn = drawn_map(tmp_path / "map.png", (3, 5))
-    expected = COLOURS(np.linspace(0, 1, 15), bytes=True)[:, :3].reshape(3, 5, 3).astype(int)
+    expected = COLOUR_MAP(np.linspace(0, 1, 15), bytes=True)[:, :3].reshape(3, 5, 3).astype(int)
     assert np.abs(drawn - expected).max() <= 3  # one step of the 256
     hot, cold = drawn[2, 4], drawn[0, 0]
     assert hot[0] > 2 * hot[2]  # red
@@ -177,7 +177,7 @@ def test_the_overlay_is_as_opaque_as_the_map_is_strong(tmp_path):
     photo = Image.new("RGB", (64, 64), (0, 128, 0))
     mixed = np.asarray(blend(photo, torch.tensor([[0.0, 4.0]]), 4.0)).astype(int)
     assert mixed[32, 0].tolist() == [0, 128, 0]  # no evidence: the photo
-    expected = 0.25 * np.array([0, 128, 0]) + 0.75 * np.array(COLOURS(1.0)[:3]) * 255
+    expected = 0.25 * np.array([0, 128, 0]) + 0.75 * np.array(COLOUR_MAP(1.0)[:3]) * 255
     assert np.abs(mixed[32, -1] - expected).max() <= 1
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from checks import check_config
 from config import complete_config
 from models import CNN, build_model, whiten
-from optimisation import KERNELS, make_optimizer, orthogonalise
+from optimisation import STEP_OF_A_KERNEL, make_optimizer, orthogonalise
 from steps import plain_step
 
 MUON = {"optimizer": "muon", "lr": 0.01, "momentum": 0.6, "weight_decay": 0.01}
@@ -67,7 +67,7 @@ def test_a_step_is_that_of_torch_on_the_sphere(monkeypatch):
         torchs.step()
         for kernel, start, matrix in zip(kernels, starts, matrices, strict=True):
             length, step = start.norm(), matrix.detach().view_as(kernel)
-            moved = start + 1e-3 * KERNELS * length * step / step.norm()
+            moved = start + 1e-3 * STEP_OF_A_KERNEL * length * step / step.norm()
             torch.testing.assert_close(kernel.detach(), moved * length / moved.norm())
 
 
