@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from rules import DATASETS, check_values, shown
+from rules import CONVOLUTIONAL, DATASETS, check_values, shown
 
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # bytes, or "max"
 LONGEST_NAME = 200  # bytes of a folder's name: systems take 255, and some names grow from it
@@ -30,9 +30,9 @@ def check_config(config):
     if len(set(config["seeds"])) < len(config["seeds"]):
         raise ValueError(f"seeds must differ from one another, got {shown(config['seeds'])}")
     kind = config["model"]["kind"]
-    if "cam" in config and kind not in ("cnn", "resnet18"):
+    if "cam" in config and kind not in CONVOLUTIONAL:
         raise ValueError(f"model.kind {kind!r} leaves no maps to draw: --model.kind cnn")
-    if config["optimizer"] == "muon" and kind not in ("cnn", "resnet18"):
+    if config["optimizer"] == "muon" and kind not in CONVOLUTIONAL:
         raise ValueError(
             f"optimizer 'muon' steps the kernels of convolutions, which model.kind {kind!r} does "
             f"not have: --optimizer adamw"
@@ -154,7 +154,7 @@ def _check_crop_size(config):
         raise ValueError(
             f"crop_size {size} is that of random crops, but crop 1 keeps whole images: --crop 0.35"
         )
-    if kind not in ("cnn", "resnet18"):
+    if kind not in CONVOLUTIONAL:
         raise ValueError(
             f"crop_size {size}: model.kind {kind!r} takes images of one size: leave crop_size 0"
         )

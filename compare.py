@@ -5,10 +5,8 @@ import shutil
 import textwrap
 from pathlib import Path
 
-from config import RESUMABLE, flatten
+from config import flatten, flatten_telling
 from plots import draw_compared, read_metrics
-
-BUT_SHOWN = {"epochs", "preset"}  # may differ between runs that go on, and say much all the same
 
 
 def compare(paths):
@@ -108,11 +106,7 @@ def reached(run):
 
 def differing(configs):
     """The keys, flattened, that do not have one value in all configs."""
-    hidden = RESUMABLE - BUT_SHOWN
-    flats = [
-        flatten({key: value for key, value in config.items() if key not in hidden})
-        for config in configs
-    ]
+    flats = [flatten_telling(config) for config in configs]
     keys = dict.fromkeys(key for flat in flats for key in flat)
     return [key for key in keys if len({json.dumps(flat.get(key, "-")) for flat in flats}) > 1]
 

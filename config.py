@@ -94,6 +94,12 @@ def flatten(config, prefix=""):
     return flat
 
 
+def flatten_telling(config):
+    """`flatten` of what tells a run from others: without what changes no number of it."""
+    hidden = RESUMABLE - {"epochs", "preset"}
+    return flatten({key: value for key, value in config.items() if key not in hidden})
+
+
 def differences(config, other):
     """{"lr": (0.1, 0.2)}: the keys, flattened, in which two configs differ."""
     a, b = flatten(config), flatten(other)

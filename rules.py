@@ -136,6 +136,7 @@ MODEL = {
     "resnet18": {"num_classes": whole(1), "pretrained": SWITCH},
 }
 KIND = {"kind": one_of(*MODEL)}
+CONVOLUTIONAL = ("cnn", "resnet18")  # these have maps to draw, and kernels for Muon
 
 
 def check_values(config):

@@ -22,7 +22,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from config import RESUMABLE, flatten
+from config import flatten, flatten_telling
 
 CHARTS = {
     "loss, training and validation (nats per image)": ["train/loss", "val/loss"],
@@ -56,9 +56,7 @@ def config_text(config):
 def hparams_start(config, name):
     """The row of the run on the page "HPARAMS"; its columns are the keys of the config."""
     info = SessionStartInfo(group_name=name, start_time_secs=time.time())
-    hidden = RESUMABLE - {"epochs", "preset"}  # they change nothing that is compared
-    shown = {key: value for key, value in config.items() if key not in hidden}
-    for key, value in flatten(shown).items():
+    for key, value in flatten_telling(config).items():
         if isinstance(value, bool):
             info.hparams[key].bool_value = value
         elif isinstance(value, int | float):

@@ -82,6 +82,8 @@ def train_held(model, train_set, val_set, config, held):
     """`train` with a checked config; the run folder is entered into the ExitStack `held`."""
     check_last_batch(model, train_set, config)
     check_crops(model, train_set.images.shape[1], config["crop_size"])
+
+    # the network and what updates it, as new or as they were left
     device = choose_device(config["device"])
     if device.type == "cpu" and convolves(model):
         held.enter_context(freed_memory_kept())
@@ -104,12 +106,12 @@ def train_held(model, train_set, val_set, config, held):
         folder = open_run(config)
         first_only(write_metrics)(folder, history)
         return take_best(model, folder, history)
-    first = slice(config["batch_size"])
-    images, labels = train_set.normalise(train_set.images[first]), train_set.labels[first]
     table = layer_table(model, train_set.images.shape[1:])
     plain = shared_step(plain_step, model, optimizer, config, len(train_set))
-    images = shrink(images, config["crop_size"])  # to the shape that the batches have
-    step = make_step(plain, model, optimizer, images, labels, schedule.total, config)
+    alike = example_batch(train_set, config)
+    step = make_step(plain, model, optimizer, *alike, schedule.total, config)
+
+    # what the run leaves behind: its folder, checkpoints, and a row of numbers an epoch
 
     def state():
         parts_now = {name: part.state_dict() for name, part in parts.items()}
@@ -139,6 +141,7 @@ def train_held(model, train_set, val_set, config, held):
     progress = Progress(config["epochs"], len(sizes), history)
     held.callback(progress.close)
     writer = CheckpointWriter(folder, config)
+
     for epoch in range(len(history) + 1, config["epochs"] + 1):
         torch.manual_seed(derive_seed(config["seed"], "dropout", epoch) + rank())
         model.train()
@@ -154,6 +157,13 @@ def train_held(model, train_set, val_set, config, held):
         progress.report(history)
         writer.save(state())
     return take_best(model, folder, history)
+
+
+def example_batch(train_set, config):
+    """(images, labels) of the shape that the batches of an epoch have."""
+    rows = slice(config["batch_size"])
+    images = train_set.normalise(train_set.images[rows])
+    return shrink(images, config["crop_size"]), train_set.labels[rows]
 
 
 def whiten_from(model, train_set):

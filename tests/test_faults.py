@@ -196,7 +196,7 @@ def test_a_checkpoint_that_is_named_is_never_replaced_by_another(digits_config, 
     run(digits_config | {"epochs": 2})
     path = Path(digits_config["run_dir"], "checkpoints", "best.pt")
     path.write_bytes(path.read_bytes()[:-1])
-    flags = ["--dataset", "digits", "--checkpoint", str(path)]
+    flags = ["--checkpoint", str(path)]
     config = parse_config(exercise_2_3.config, exercise_2_3.presets, flags)
     line = one_line(capsys, lambda _: exercise_2_3.main(config))
     assert f"{path} is damaged" in line
