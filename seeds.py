@@ -160,49 +160,31 @@ def train_stack(configs, shows=True):
     """The seeds of `train_seeds` as one stack; prints how far it is when it `shows`."""
     config, device = dict(configs[0]), choose_device(configs[0]["device"])
     with redirect_stdout(None):  # the single runs that follow say it all
-        train_sets, val_sets, _ = zip(*map(load_datasets, configs), strict=True)
-    models = [build_model(c).to(device) for c in configs]
-    assert all(isinstance(model, MLP | SkipMLP) for model in models)
+        members = [Member(c, device) for c in configs]
     if device.type == "cpu":
         torch.set_num_threads(1)  # as in `train`: two are twice as fast or ten times as slow
-    stack = Stack(models)
+    stack = Stack([member.model for member in members])
     optimizer = make_optimizer(stack, config)
-    train_length = len(train_sets[0])
-    joint = keep_on(device, chained(train_sets))
-    val_sets = [keep_on(device, val_set) for val_set in val_sets]
-    schedule = Schedule(optimizer, math.ceil(train_length / config["batch_size"]), config)
+    schedule = Schedule(optimizer, members[0].steps, config)
+    joint = keep_on(device, chained([member.train_set for member in members]))
     images, labels = next(stacked_batches(joint, configs, 1, device))
     plain = stacked_step(stack, optimizer, config)
     step = make_step(plain, stack, optimizer, images, labels, schedule.total, config)
-    configs = [c | {"compile": config["compile"]} for c in configs]
-    histories, means = [[] for _ in configs], []
-    steps = schedule.total // config["epochs"]
-    norms = [Norms(model, t, steps) for model, t in zip(models, train_sets, strict=True)]
-    lengths = [{} for _ in configs]  # of weights and gradients: epoch -> what TensorBoard shows
 
-    def state_of(position):
-        return {
-            "model": models[position].state_dict(),
-            "optimizer": optimizer_state_of(optimizer, position),
-            "scheduler": schedule.state_dict(),
-            "history": histories[position],
-            "wandb_id": None,
-            "data": train_sets[0].about(),
-        }
+    def states():
+        """Of every seed, what its own run would keep of optimizer and schedule."""
+        for position in range(len(members)):
+            state = optimizer_state_of(optimizer, position)
+            yield {"optimizer": state, "scheduler": schedule.state_dict()}
 
     with ExitStack() as held:
         held.enter_context(memory_errors_explained(config))
         check = held.enter_context(stop_requests(Path(config["run_dir"]).parent))
-        for position, (c, train_set) in enumerate(zip(configs, train_sets, strict=True)):
-
-            def fill(folder, position=position, c=c, train_set=train_set):
-                write_manifest(folder, c, train_set, device)
-                start = state_of(position) | {"epoch": 0, "config": c}
-                save_checkpoint(folder / "checkpoints" / "last.pt", start)
-
-            held.enter_context(only_writer(open_run(c, fill)))
-        writers = [CheckpointWriter(c["run_dir"], c) for c in configs]
-        progress = Progress(config["epochs"], steps, means, shows)
+        for member, state in zip(members, states(), strict=True):
+            member.config["compile"] = config["compile"]
+            held.enter_context(only_writer(member.open_folder(state, device)))
+        means = []
+        progress = Progress(config["epochs"], members[0].steps, means, shows)
         held.callback(progress.close)
         for epoch in range(1, config["epochs"] + 1):
             if (parent := multiprocessing.parent_process()) and not parent.is_alive():
@@ -211,25 +193,69 @@ def train_stack(configs, shows=True):
             dealt = stacked_batches(joint, configs, epoch, device)
             losses, metrics = train_epoch(step, progress.watch(dealt, epoch, check), schedule)
             metrics["train/lr"] = optimizer.param_groups[0]["lr"]
-            for position, model in enumerate(models):  # before any is saved: all stopped there
-                model.load_state_dict(stack.weights_of(position))
-                check_finite(losses[:, position], model, epoch, schedule)
-            for position, history in enumerate(histories):
+            for position, member in enumerate(members):  # before any is saved: all stopped there
+                member.model.load_state_dict(stack.weights_of(position))
+                check_finite(losses[:, position], member.model, epoch, schedule)
+            for position, (member, state) in enumerate(zip(members, states(), strict=True)):
                 own = {k: v[position] if isinstance(v, list) else v for k, v in metrics.items()}
-                val = evaluate(models[position], val_sets[position])
-                own |= {"val/loss": val["loss"], "val/accuracy": val["accuracy"]}
-                history.append({"epoch": epoch} | own)
-                lengths[position][epoch] = norms[position](epoch)
-                writers[position].save(state_of(position))
-            last = [history[-1] for history in histories]
-            means.append({key: fmean(r[key] for r in last) for key in last[0]} | {"epoch": epoch})
+                member.end_epoch(own, state)
+            last = [member.history[-1] for member in members]
+            mean = {key: fmean(row[key] for row in last) for key in last[0]}
+            means.append(mean | {"epoch": epoch})
             progress.report(means)
-        for c, history, own in zip(configs, histories, lengths, strict=True):
-            folder = Path(c["run_dir"])
-            tracker = Tracker(folder, c, [], norms=own.__getitem__, wandb=False)
-            for row in history:
-                tracker.log({k: v for k, v in row.items() if k != "epoch"}, row["epoch"])
-            tracker.close()
+        for member in members:
+            member.write_events()
+
+
+class Member:
+    """A seed of a stack: its network, its images, and what goes into its run folder."""
+
+    def __init__(self, config, device):
+        self.config = dict(config)
+        self.train_set, val_set, _ = load_datasets(config)
+        self.val_set = keep_on(device, val_set)
+        self.model = build_model(config).to(device)
+        assert isinstance(self.model, MLP | SkipMLP)
+        self.steps = math.ceil(len(self.train_set) / config["batch_size"])  # an epoch
+        self.norms = Norms(self.model, self.train_set, self.steps)
+        self.history, self.lengths = [], {}  # lengths: epoch -> norms of weights and gradients
+
+    def open_folder(self, state, device):
+        """The run folder, made with a checkpoint of epoch 0 in it."""
+
+        def fill(folder):
+            write_manifest(folder, self.config, self.train_set, device)
+            start = self.whole(state) | {"epoch": 0, "config": self.config}
+            save_checkpoint(folder / "checkpoints" / "last.pt", start)
+
+        folder = open_run(self.config, fill)
+        self.writer = CheckpointWriter(folder, self.config)
+        return folder
+
+    def whole(self, state):
+        """A checkpoint's content, of the `state` of optimizer and schedule."""
+        return state | {
+            "model": self.model.state_dict(),
+            "history": self.history,
+            "wandb_id": None,
+            "data": self.train_set.about(),
+        }
+
+    def end_epoch(self, metrics, state):
+        """Judge the network, and keep what it has reached."""
+        epoch, val = len(self.history) + 1, evaluate(self.model, self.val_set)
+        metrics |= {"val/loss": val["loss"], "val/accuracy": val["accuracy"]}
+        self.history.append({"epoch": epoch} | metrics)
+        self.lengths[epoch] = self.norms(epoch)
+        self.writer.save(self.whole(state))
+
+    def write_events(self):
+        """TensorBoard's file and metrics.csv, of all epochs at once."""
+        norms = self.lengths.__getitem__
+        tracker = Tracker(Path(self.config["run_dir"]), self.config, [], norms=norms, wandb=False)
+        for row in self.history:
+            tracker.log({k: v for k, v in row.items() if k != "epoch"}, row["epoch"])
+        tracker.close()
 
 
 def chained(datasets):

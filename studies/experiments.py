@@ -105,10 +105,8 @@ def add(run, results=RESULTS):
     first = folders[0] / "manifest.json"
     shutil.copyfile(first, target / "manifest.json")
     for folder in folders:
-        suffix, manifest = (
-            f"-{folder.name}" if folder != Path(run) else "",
-            folder / "manifest.json",
-        )
+        suffix = f"-{folder.name}" if folder != Path(run) else ""
+        manifest = folder / "manifest.json"
         shutil.copyfile(folder / "metrics.csv", target / f"metrics{suffix}.csv")
         if started(manifest) != started(first):  # a seed that was trained apart
             shutil.copyfile(manifest, target / f"manifest{suffix}.json")
