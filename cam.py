@@ -21,7 +21,7 @@ from cache import read_image
 from cam_pictures import save_cam_visualization
 from checkpoint import find_checkpoint, load_trained
 from config import EXPLAINED, defaults
-from dataset import ImageDataset, load_as_trained, make_generator, to_grey
+from dataset import ImageDataset, deskew, load_as_trained, make_generator, to_grey
 from devices import choose_device, freed_memory_kept
 from distributed import shared
 from exits import exit_cleanly
@@ -248,7 +248,8 @@ def read_photos(paths, config, data):
         except ValueError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        pixels.append(to_grey(photo[None])[0] if channels == 1 else photo)
+        photo = to_grey(photo[None])[0] if channels == 1 else photo
+        pixels.append(deskew(photo[None])[0] if config.get("deskew") else photo)
         kept.append(file)
     if not kept:
         named = ", ".join(map(str, paths)) or "no file: name some after the flags"

@@ -48,6 +48,10 @@ def check_config(config):
             "hold_out_boxed knows images by their place, which pictures that on_bad_image 'skip' "
             "leaves out would shift: --on_bad_image error"
         )
+    if config["deskew"] and data_shape(config)[0][0] > 1:
+        raise ValueError(
+            f"deskew is for grey images, those of {config['dataset']} are coloured: leave it False"
+        )
     explained = config.get("checkpoint", "none")
     if explained != "none" and resumed:
         raise ValueError(

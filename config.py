@@ -20,6 +20,7 @@ defaults = {  # --help shows what stands beside a key
     "val_fraction": 0.1,  # share of the training images held out; the split is fixed by the seed
     "image_size": 0,  # pixels a side; larger images are shrunk to it, 0 takes them as they are
     "resize": "squash",  # images that are not square are squashed, cropped or padded
+    "deskew": False,  # grey images are sheared until what they show stands upright
     "hold_out_boxed": False,  # imagenette: train without the 366 images whose objects are boxed
     "on_bad_image": "error",  # "skip" leaves out pictures that cannot be read, and names them
     # augmentation of the training images

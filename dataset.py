@@ -82,7 +82,7 @@ def load_datasets(config: dict) -> tuple[ImageDataset, ImageDataset, ImageDatase
     splits, classes, mean, std = in_turn(LOADERS[config["dataset"]], config)
     given = {
         split: ImageDataset(
-            fit_memory(shrink(images, config["image_size"])),
+            fit_memory(in_shape(images, config)),
             *(labels, classes, mean, std, config["dataset"]),
         )
         for split, (images, labels) in splits.items()
@@ -107,7 +107,7 @@ def load_as_trained(config, about, source):
     `about` is what ImageDataset.about said of its training images: the sets are normalised like
     those, and grey where they were. Raises ValueError where classes or size are others.
     """
-    sets = load_datasets(config | {"image_size": about["shape"][-1]})
+    sets = load_datasets(config | {"image_size": about["shape"][-1], "deskew": False})
     name, classes, shape = sets[0].name, sets[0].classes, list(sets[0].images.shape[1:])
     if classes != about["classes"]:
         raise ValueError(
@@ -122,11 +122,11 @@ def load_as_trained(config, about, source):
             f"{source} takes images of {wanted}, those of {name} are {there}: name data of its "
             f"size, or larger pictures"
         )
-    as_trained = {"mean": about["mean"], "std": about["std"]}
-    return tuple(
-        replace(one, images=to_grey(one.images) if in_grey else one.images, **as_trained)
-        for one in sets
-    )
+    if in_grey:
+        sets = [replace(one, images=to_grey(one.images)) for one in sets]
+    if config.get("deskew"):
+        sets = [replace(one, images=deskew(one.images)) for one in sets]
+    return tuple(replace(one, mean=about["mean"], std=about["std"]) for one in sets)
 
 
 def to_grey(images):
@@ -178,6 +178,37 @@ def shrink(images, size):
     return torch.cat(
         [F.interpolate(b, (size, size), mode="bilinear", antialias=True) for b in blocks]
     )
+
+
+def in_shape(images, config):
+    """uint8 images (N, C, H, W) of the size, and as upright, as the config wants them."""
+    images = shrink(images, config["image_size"])
+    return deskew(images) if config["deskew"] else images
+
+
+def deskew(images):
+    """Grey images uint8 (N, 1, H, W), sheared until what is bright in them stands upright.
+
+    Every row is moved by its distance from the middle times the slant, the covariance of x and y
+    over the variance of y, where the brightness weighs the pixels (second moments: LeCun et al.
+    1998). It is at most 1: a line that lies cannot be set up.
+    """
+    return torch.cat([_deskew(block) for block in images.split(4096)])
+
+
+def _deskew(images):
+    height, width = images.shape[-2:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    weights = images[:, 0].double()
+    weights = weights / weights.sum((1, 2), keepdim=True).clamp(min=1)
+    middle_y, middle_x = ((weights * at).sum((1, 2)) for at in (y, x))
+    from_y, from_x = y - middle_y[:, None, None], x - middle_x[:, None, None]
+    covariance, variance = ((weights * from_y * at).sum((1, 2)) for at in (from_x, from_y))
+    slant = (covariance / variance.clamp(min=1e-9)).clamp(-1, 1)
+    maps = torch.eye(2, 3).repeat(len(images), 1, 1)  # in [-1, 1], as affine_grid has it
+    maps[:, 0, 1] = slant * height / width
+    maps[:, 0, 2] = slant * (height - 1 - 2 * middle_y) / width
+    return warp(images, maps).round().to(torch.uint8)
 
 
 def make_generator(*key):

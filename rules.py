@@ -78,6 +78,7 @@ CONFIG = {
     "val_fraction": number("between 0 and 1", lambda value: 0 < value < 1),
     "image_size": whole(0),
     "resize": one_of("squash", "crop", "pad"),
+    "deskew": SWITCH,
     "hold_out_boxed": SWITCH,
     "on_bad_image": one_of("error", "skip"),
     "shift": whole(0),

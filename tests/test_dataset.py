@@ -13,7 +13,7 @@ import exercise_2_3
 from augmentation import affine_maps, cut_out, draw_augmentation, warp
 from cache import read_image
 from config import defaults
-from dataset import ImageDataset, batches, load_datasets
+from dataset import ImageDataset, batches, deskew, load_datasets
 from images import read_idx
 
 
@@ -46,6 +46,54 @@ def test_mean_and_std_are_those_of_all_training_images(digits_config):
     pixels = torch.cat([train.images, val.images]).double() / 255
     assert train.mean[0] == pytest.approx(pixels.mean().item())
     assert test.std[0] == pytest.approx(pixels.std(correction=0).item())
+
+
+def slants(images):
+    """The covariance of x and y over the variance of y, where pixels weigh by their brightness."""
+    y, x = np.mgrid[: images.shape[2], : images.shape[3]]
+    found = []
+    for weights in images[:, 0].double().numpy():
+        (yy, yx), _ = np.cov(y.ravel(), x.ravel(), aweights=weights.ravel(), ddof=0)
+        found.append(yx / yy)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("size", [(40, 40), (48, 32)])
+def test_an_image_sheared_about_any_point_is_set_upright_again(size):
+    y, x = np.mgrid[: size[0], : size[1]]
+    bars = []
+    for slant in (-0.7, -0.2, 0.0, 0.5):
+        along, across = y - 19.5, x - 17.0 - slant * (y - 19.5)
+        bars.append(255 * np.exp(-((along / 8) ** 4) - (across / 3) ** 2))
+    bars = torch.from_numpy(np.stack(bars)[:, None].round().astype(np.uint8))
+    assert slants(bars) == pytest.approx([-0.7, -0.2, 0.0, 0.5], abs=0.02)
+    upright = deskew(bars)
+    assert slants(upright) == pytest.approx(np.zeros(4), abs=0.02)
+    assert torch.equal(upright[2], bars[2])
+    columns = torch.arange(float(size[1]))
+    middles = (upright.double().sum((1, 2)) * columns).sum(1) / upright.double().sum((1, 2, 3))
+    assert middles == pytest.approx([17.0] * 4, abs=0.02)
+
+
+def test_what_has_no_slant_to_take_out_is_left_as_it_is():
+    lying, black = torch.zeros(2, 1, 9, 9, dtype=torch.uint8)
+    lying[:, 4, 2:7] = 255
+    both = torch.stack([lying, black])
+    assert torch.equal(deskew(both), both)
+
+
+def test_a_line_that_lies_is_not_set_up():
+    line = torch.zeros(1, 1, 20, 20, dtype=torch.uint8)
+    line[..., 9, 3:10] = line[..., 10, 10:17] = 255
+    assert deskew(line)[0, 0].amax(0).count_nonzero() >= 12
+
+
+def test_deskewed_digits_stand_upright_in_all_three_sets(digits_config):
+    for before, after in zip(
+        load_datasets(digits_config), load_datasets(digits_config | {"deskew": True}), strict=True
+    ):
+        assert torch.equal(after.images, deskew(before.images))
+        assert abs(slants(after.images)).mean() < 0.3 * abs(slants(before.images)).mean()
 
 
 def test_an_epoch_deals_out_every_image_once_ragged_batch_included(numbered, plain):

@@ -36,6 +36,7 @@ WRONG = [
     (exercise_1_1, "--compile yes", "yes", "auto"),
     (exercise_1_1, "--wandb_mode never", "never", "disabled"),
     (exercise_1_1, "--resize stretch", "stretch", "squash"),
+    (exercise_1_3, "--deskew", "deskew", "cifar10"),
     (exercise_1_1, "--preset bset", "bset", "digits"),
     (exercise_1_1, "--epochs 0", "epochs", "0"),
     (exercise_1_1, "--epochs -1", "epochs", "-1"),

@@ -10,7 +10,7 @@ from sklearn.metrics import classification_report
 
 import exercise_1_1
 from checkpoint import save_checkpoint
-from dataset import ImageDataset
+from dataset import ImageDataset, deskew, load_datasets
 from evaluate import Flags, Mirrored, evaluate, load_judged, main, report
 from models import CNN, build_model
 
@@ -29,6 +29,22 @@ def test_a_run_is_judged_again_to_the_same_numbers(finished):
         assert again["loss"] == pytest.approx(results["test"]["loss"])
     val = evaluate(*load_judged(Flags(str(folder), split="val")))
     assert val["accuracy"] == results["val"]["accuracy"]
+
+
+def test_a_network_of_upright_digits_is_judged_on_upright_ones(digits_config, tmp_path):
+    results = exercise_1_1.main(digits_config | {"deskew": True})
+    folder = Path(digits_config["run_dir"])
+    again = evaluate(*load_judged(Flags(str(folder))))
+    assert again["loss"] == pytest.approx(results["test"]["loss"])
+    images = load_datasets(digits_config)[0].images[:10]
+    for number, pixels in enumerate(images[:, 0].numpy()):
+        (tmp_path / "train" / str(number)).mkdir(parents=True)
+        for name in ("a", "b"):
+            picture = Image.fromarray(pixels).convert("RGB")
+            picture.save(tmp_path / "train" / str(number) / f"{name}.png")
+    flags = Flags(str(folder), split="train", dataset="image_folder", data_dir=str(tmp_path))
+    _, dataset = load_judged(flags)
+    assert torch.equal(dataset.images, deskew(images)[dataset.labels])
 
 
 def test_a_mirrored_network_answers_alike_to_an_image_and_its_mirror_image():

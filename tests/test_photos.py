@@ -12,6 +12,7 @@ import cam
 import exercise_1_3
 from cache import read_image
 from checkpoint import load_model, save_checkpoint
+from dataset import deskew
 from models import build_model
 
 CLASSES = ["cat", "dog", "<b>bird</b>"]
@@ -100,6 +101,17 @@ def test_a_network_for_grey_images_gets_grey_ones(tmp_path, checkpoint):
     folder = write_photos(tmp_path / "photos")
     explain(checkpoint(channels=1), folder / "a.png", out=str(tmp_path / "out"))
     assert np.load(tmp_path / "out" / "maps.npy").shape == (1, 4, 4)
+
+
+def test_a_network_of_upright_images_gets_upright_ones(tmp_path, checkpoint):
+    slash = np.eye(16, dtype=np.uint8)[4:, :12] * 255
+    Image.fromarray(slash).resize((16, 16)).save(tmp_path / "slash.png")
+    _, config = load_model(checkpoint(channels=1))
+    about = {"classes": CLASSES, "mean": [0.5], "std": [0.2], "shape": [1, 16, 16]}
+    leaning, _ = cam.read_photos([tmp_path / "slash.png"], config, about)
+    upright, _ = cam.read_photos([tmp_path / "slash.png"], config | {"deskew": True}, about)
+    assert not torch.equal(upright.images, leaning.images)
+    assert torch.equal(upright.images, deskew(leaning.images))
 
 
 def test_a_contrast_of_photos_is_drawn(tmp_path, checkpoint):
