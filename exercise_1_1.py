@@ -38,9 +38,11 @@ presets = {
         "batch_size": 128,
         "schedule": "one_cycle",
         "epochs": 250,
-        "rotate": 10.0,
-        "shift": 2,
+        "deskew": True,
+        "rotate": 5.0,
+        "shift": 1,
         "zoom": 0.1,
+        "elastic": 0.5,
     },
     "wide": {  # 1.3 million parameters, and every digit another hand's
         "model": {"layers": [784, 800, 800, 10]},
