@@ -21,6 +21,7 @@ from files import write_json
 
 CACHE_FORMAT = 2  # raise it when the meaning of a cached byte changes
 DECODED_BYTES = 2**24  # decoded between two notes of progress
+WAY_OUT = "mend it, take it away, or train with --on_bad_image skip"
 
 
 def read_cached(paths, split, config):
@@ -46,7 +47,7 @@ def read_cached(paths, split, config):
         images = _open(cache, notes["count"], config)
     bad = notes["bad"]
     if bad and config["on_bad_image"] == "error":
-        raise ValueError(bad[0][1])
+        raise ValueError(f"{bad[0][1]}: {WAY_OUT}")
     if bad:
         reasons = "".join(f"\n  {reason}" for _, reason in bad)
         print(f"skipped {len(bad)} of {len(paths)} {split} pictures:{reasons}", file=sys.stderr)
@@ -170,7 +171,7 @@ def _decode_blocks(paths, state, split, config):
             return read_image(path, config)
         except ValueError as error:
             if config["on_bad_image"] == "error":
-                raise
+                raise ValueError(f"{error}: {WAY_OUT}") from None
             return str(error)
 
     at_once = max(os.cpu_count(), DECODED_BYTES // _image_bytes(config))

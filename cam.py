@@ -20,14 +20,16 @@ from boxes import load_boxes
 from cache import read_image
 from cam_pictures import save_cam_visualization
 from checkpoint import find_checkpoint, load_trained
+from checks import first_line
 from config import EXPLAINED, defaults
 from dataset import ImageDataset, deskew, load_as_trained, make_generator, to_grey
 from devices import choose_device, freed_memory_kept
-from distributed import shared
+from distributed import rank, shared
 from exits import exit_cleanly
 from gallery import draw_gallery, folder_name
 from images import SUFFIXES
-from models import CNN, ResNet18, evaluating, fold_norms
+from models import CNN, ResNet18, evaluating, fold_norms, map_cells
+from tracking import check_same_data
 
 __all__ = [
     "ClassActivation",
@@ -178,18 +180,31 @@ def load_explained(config):
     """
     path = find_checkpoint(config["checkpoint"])
     model, state = load_trained(path)
-    check_maps(model, path)
+    check_maps(model, path, state["data"]["shape"])
     trained = defaults | state["config"]
-    if config["data_dir"] != defaults["data_dir"] or not Path(trained["data_dir"]).is_dir():
+    elsewhere = config["data_dir"] != defaults["data_dir"] or not Path(trained["data_dir"]).is_dir()
+    if elsewhere:
         trained["data_dir"] = config["data_dir"]
     config = trained | {key: config[key] for key in EXPLAINED - {"data_dir"}}
     model.to(choose_device(config["device"]))
-    return model, config, load_as_trained(config, state["data"], path), state["epoch"]
+    sets = load_as_trained(config, state["data"], path)
+    if not elsewhere:
+        check_same_data(path.parents[1], sets[0], "name what to explain by --data_dir")
+    return model, config, sets, state["epoch"]
 
 
-def check_maps(model, source):
-    if not hasattr(model, "features"):
+def check_maps(model, source, shape):
+    """Raise ValueError where the network has no maps of images (C, H, W); say so where they have a
+    single cell."""
+    cells = map_cells(model, shape)
+    if not cells:
         raise ValueError(f"--checkpoint {source} is of an MLP, which has no maps")
+    if cells == 1 and rank() == 0:
+        print(
+            f"the maps of {source} have one cell: they cannot show where; a CNN that is trained "
+            f'with "min_map": 4 in its model keeps 4 x 4',
+            file=sys.stderr,
+        )
 
 
 def find_contrast(names, classes):
@@ -279,7 +294,7 @@ class Flags:
 def main(flags):
     path = find_checkpoint(flags.checkpoint)
     model, state = load_trained(path)
-    check_maps(model, path)
+    check_maps(model, path, state["data"]["shape"])
     model.to(choose_device(flags.device))
     photos, files = read_photos(flags.photos, state["config"], state["data"])
     out = Path(flags.out)
@@ -289,7 +304,13 @@ def main(flags):
     indices = list(range(len(files)))
     activation = activate(model, photos, indices, contrast=contrast)
     paths = [f"{number:04}_{folder_name(file.stem)}" for number, file in enumerate(files)]
-    draw_gallery(out, photos, indices, activation, paths, grid=flags.grid)
+    try:
+        draw_gallery(out, photos, indices, activation, paths, grid=flags.grid)
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise ValueError(
+            f"{out} cannot be written ({reason}): name another folder by --out"
+        ) from None
 
 
 if __name__ == "__main__":

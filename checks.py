@@ -52,6 +52,7 @@ def check_config(config):
         raise ValueError(
             f"deskew is for grey images, those of {config['dataset']} are coloured: leave it False"
         )
+    _check_augmentation(config)
     explained = config.get("checkpoint", "none")
     if explained != "none" and resumed:
         raise ValueError(
@@ -64,6 +65,16 @@ def check_config(config):
     check_device(config["device"])
     _check_run_dir(config)
     return config
+
+
+def _check_augmentation(config):
+    side = data_shape(config)[0][1]
+    for key in ("shift", "cutout"):
+        if config[key] >= side:
+            raise ValueError(
+                f"{key} {config[key]} leaves nothing of images of {side} pixels a side: lower "
+                f"--{key}"
+            )
 
 
 def _check_shares(batch_size):

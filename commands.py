@@ -54,7 +54,10 @@ def resume_command(folder, *flags):
 
 
 def next_commands(results, has_map):
-    """[(what it is for, the command)] for a finished run, or for several seeds of one."""
+    """[(what it is for, the command)] for a finished run, or for several seeds of one.
+
+    `has_map` says whether maps of its network show where it looks.
+    """
     folder, config = Path(results["run_dir"]), results["config"]
     exercise = script(f"{results['exercise']}.py")
     single = "runs" not in results
@@ -67,10 +70,11 @@ def next_commands(results, has_map):
     rows.append(("every class" if single else "every class, of one seed", judged))
     if explained != "none":
         return rows
-    if has_map:
+    if has_map and "cam" not in config:  # else they are drawn
         looked = spelled(python(), script("exercise_2_3.py"), "--checkpoint", first)
         rows.append(("what it looks at", looked))
     if config["schedule"] == "constant":  # the rate of the others has fallen to its end
-        longer = ("--resume", folder, "--epochs", 2 * config["epochs"])
+        reached = results["epochs"] if single else results["runs"][0]["epochs"]
+        longer = ("--resume", folder, "--epochs", 2 * reached)
         rows.append(("train on", spelled(python(), exercise, *longer)))
     return rows

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from config import flatten, flatten_telling
 from plots import draw_compared, read_metrics
+from tracking import only_warned
 
 
 def compare(paths):
@@ -23,8 +24,9 @@ def compare(paths):
     figure = paths[0].parent / "compared.png"
     named = [(run["name"], run["curves"]) for run in runs if run["curves"]]
     if named:
-        draw_compared(named, figure)
-        print(f"\ncurves: {figure}")
+        with only_warned(figure.name):
+            draw_compared(named, figure)
+            print(f"\ncurves: {figure}")
 
 
 def read_run(folder):
@@ -106,7 +108,11 @@ def reached(run):
 
 def differing(configs):
     """The keys, flattened, that do not have one value in all configs."""
-    flats = [flatten_telling(config) for config in configs]
+    sizes = {f"model.{key}" for key in ("image_size", "in_channels", "num_classes")}
+    flats = [
+        {key: value for key, value in flatten_telling(config).items() if key not in sizes}
+        for config in configs
+    ]  # without the sizes, which follow from the data
     keys = dict.fromkeys(key for flat in flats for key in flat)
     return [key for key in keys if len({json.dumps(flat.get(key, "-")) for flat in flats}) > 1]
 

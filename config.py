@@ -148,14 +148,13 @@ def parse_config(config, presets=None, args=None):
     try:
         base = merge(defaults, config)
         resume, preset = find_flag(args, "--resume"), find_flag(args, "--preset")
+        explains = find_flag(args, "--checkpoint") not in (None, "none")
         if resume not in (None, "none"):
             started = merge({}, read_run_config(resume))
             model = started.get("model", base.get("model"))  # whole: its defaults are not ours
             base = merge(base, started) | {"model": model, "resume": resume}
-        elif preset is None and find_flag(args, "--dataset") in presets:
-            preset = find_flag(args, "--dataset")
-            if rank() == 0:
-                print(f"preset {preset}: {describe_overrides(presets[preset])}")
+        elif preset is None and not explains:
+            preset = preset_of_dict(base, find_flag(args, "--dataset"), presets)
         if preset in presets:
             base = merge(base, presets[preset]) | {"preset": preset}
         base = with_kind(base, find_flag(args, "--model.kind"))
@@ -165,6 +164,30 @@ def parse_config(config, presets=None, args=None):
         return parsed
     except (ValueError, OSError) as error:
         refuse(error)
+
+
+def preset_of_dict(config, dataset, presets):
+    """The preset that the dict names, or else the one that is called like the data set.
+
+    `dataset` is that of the flag, or None. Says what a data set brings with it, and instead of
+    what; a data set that is written into the dict brings nothing, but a line says what it could.
+    """
+    named, written = config["preset"], config.get("dataset")
+    if named != "none":
+        if named not in presets:
+            known = ", ".join(["none", *presets])
+            raise ValueError(f"preset {shown(named)} is none of this script's: {known}")
+        return named
+    changed = differences(config, merge(config, presets.get(dataset or str(written), {})))
+    changed.pop("dataset", None)
+    told = ", ".join(f"{key} {new} instead of {old}" for key, (old, new) in changed.items())
+    if dataset in presets:
+        if rank() == 0:
+            print(f"preset {dataset}: {told} (--preset none leaves that out)")
+        return dataset
+    if told and dataset is None and rank() == 0:
+        print(f"--preset {written} would set {told}")
+    return "none"
 
 
 def with_kind(config, kind):
@@ -194,10 +217,6 @@ def refuse(error):
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
     print(f"error: {line}", file=sys.stderr, flush=True)
     raise SystemExit(2) from None
-
-
-def describe_overrides(overrides):
-    return ", ".join(f"{key} {value}" for key, value in flatten(overrides).items())
 
 
 def read_run_config(folder):

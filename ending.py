@@ -75,12 +75,13 @@ def draw_mistakes(dataset, rows, folder):
     if not wrong:
         return
     titles = [
-        f"{dataset.classes[row['true']]}\nnot {dataset.classes[row['predicted']]} "
-        f"{row['confidence']:.2f}"
+        f"{dataset.classes[row['true']]}\n\N{RIGHTWARDS ARROW} "
+        f"{dataset.classes[row['predicted']]}\n{row['confidence']:.2f}"
         for row in wrong
     ]
     images = dataset.images[[row["index"] for row in wrong]].cpu() / 255
-    draw_grid(images, titles, folder / "plots" / "mistakes.png")
+    head = "Validation images: true class \N{RIGHTWARDS ARROW} predicted class, and its probability"
+    draw_grid(images, titles, folder / "plots" / "mistakes.png", head)
 
 
 def find_pictures(folder, most=60):

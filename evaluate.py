@@ -24,6 +24,7 @@ from distributed import first_only, joined, rank, summed, world
 from exits import exit_cleanly, exit_together
 from models import convolves, evaluating
 from summary import wilson
+from tracking import check_same_data
 
 PIXELS = 2**20  # of the images that are judged at once: the maps of more take gigabytes
 
@@ -117,6 +118,8 @@ def load_judged(flags):
     if chosen["dataset"] != state["config"]["dataset"]:
         chosen["hold_out_boxed"] = False  # of another there are no boxes
     train_set, val_set, test_set = load_as_trained(chosen, state["data"], path)
+    if not (flags.dataset or flags.data_dir):
+        check_same_data(path.parents[1], train_set, "name what to judge by --data_dir")
     return model, {"train": train_set, "val": val_set, "test": test_set}[flags.split]
 
 

@@ -6,24 +6,35 @@ import difflib
 import io
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict
 
 import tyro
 
-from rules import CAM, CONFIG, KIND, MODEL, OPTIONAL
+from rules import CAM, CONFIG, KIND, MODEL, OPTIONAL, OTHER_NAMES
 
+# what tyro says -> what a user needs to know
+PLAIN = [
+    (r"Error parsing (\S+): invalid literal for int\(\) .*: (.*)", r"\1 \2: not a whole number"),
+    (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 \2: not a number"),
+    (
+        r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]",
+        r"\1 \2: whole numbers are needed, with spaces between them, as in \1 1 2 3",
+    ),
+]
 NOTE = re.compile(r'^ +"(\w+)": .*?,  # (.+)$', re.MULTILINE)
 
 
 def find_flag(args, name):
-    """The value that follows `name` among the arguments, or none."""
-    for position, argument in enumerate(args):
+    """The value that follows `name` among the arguments, where it stands last; None without one."""
+    found = None
+    for argument, following in pairwise([*args, "--"]):
         if argument.startswith(f"{name}="):
-            return argument.removeprefix(f"{name}=")
-        if argument == name and position + 1 < len(args):
-            return args[position + 1]
-    return None
+            found = argument.removeprefix(f"{name}=")
+        elif argument == name and not following.startswith("--"):
+            found = following
+    return found
 
 
 def read_notes(*files):
@@ -81,9 +92,9 @@ def parse_flags(base, presets, args):
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
             raise
-        raise ValueError(_first_paragraph(complaint.getvalue())) from None
+        raise ValueError(_in_plain_words(_first_paragraph(complaint.getvalue()))) from None
     if unknown:
-        raise ValueError(_unknown(unknown[0], flag_names(base)))
+        raise ValueError(_unknown(unknown[0], base))
     if (
         layers
         and parsed["model"]["layers"] == channels
@@ -105,6 +116,12 @@ def _first_paragraph(box):
     return " ".join(groups[min(1, len(groups) - 1)])
 
 
+def _in_plain_words(complaint):
+    for pattern, words in PLAIN:
+        complaint = re.sub(pattern, words, complaint)
+    return complaint
+
+
 def flag_names(config, prefix="--"):
     """{"dropout": "--model.dropout", ...}: every flag by its last word and by its whole name."""
     names = {}
@@ -116,8 +133,20 @@ def flag_names(config, prefix="--"):
     return names
 
 
-def _unknown(flag, names):
-    names = names | {"learning_rate": names.get("lr", "--lr")}
+def _unknown(flag, config):
+    """What is wrong with a flag that no key has, or a word that is no flag's value."""
+    if flag.lower() in ("true", "false"):
+        return f"{flag}: a switch stands alone, --flip turns it on and --no_flip off"
+    if not flag.startswith("-"):
+        return f"{flag} belongs to no flag; only lists take several values, as in --seeds 0 1 2"
+    names = flag_names(config)
+    kind, setting = config["model"]["kind"], flag.removeprefix("--model.").partition("=")[0]
+    having = [other for other, settings in MODEL.items() if setting in settings]
+    if flag.startswith("--model.") and kind in having:
+        return f"{flag}: the model of this config does not have {setting}; write it into the dict"
+    if flag.startswith("--model.") and having:
+        return f"{flag} is for {' and '.join(having)}: --model.kind {having[0]}, this is a {kind}"
+    names |= {other: names[key] for other, key in OTHER_NAMES.items() if key in names}
     near = difflib.get_close_matches(flag.replace("-", "_").lstrip("_"), names, n=1, cutoff=0.5)
     near = near or difflib.get_close_matches(flag, names, n=1)
     meant = f"did you mean {names[near[0]]}? " if near else ""

@@ -104,8 +104,8 @@ def _download(name, data_dir, folder, files):
                 created.rmdir()
         raise FileNotFoundError(
             f"{name} is not in {folder} and could not be downloaded ({type(error).__name__}; is "
-            f"there a network?): put {', '.join(files)} there, or try --dataset digits, which "
-            f"needs no download"
+            f"there a network?): put {', '.join(files)} there, say where they are by --data_dir, "
+            f"or try --dataset digits, which needs no download"
         ) from None
 
 

@@ -5,6 +5,7 @@ Axis letters: N images, C channels, H x W pixels, K classes, h x w the cells of 
 
 import contextlib
 import copy
+import math
 import pickle
 from collections.abc import Sequence
 from itertools import pairwise
@@ -302,6 +303,16 @@ def evaluating(model):
     finally:
         for module, training in modes:
             module.training = training
+
+
+def map_cells(model, shape):
+    """Cells of the class activation map of an image (C, H, W): of an MLP none, and a map of a
+    single one does not say where."""
+    if not hasattr(model, "features"):
+        return 0
+    with torch.no_grad(), evaluating(model):
+        image = torch.zeros((1, *shape), device=next(model.parameters()).device)
+        return math.prod(model.features(image).shape[2:])
 
 
 def convolves(model):

@@ -4,6 +4,8 @@ import contextlib
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from models import map_cells
+
 
 @dataclass
 class Training:
@@ -17,6 +19,11 @@ class Training:
     history: list = field(default_factory=list)
     seconds_before: float = 0.0
     wandb: object = None
+
+    @property
+    def has_map(self):
+        """Whether maps of the network show where it looks."""
+        return self.val_set is not None and map_cells(self.model, self.val_set.images.shape[1:]) > 1
 
     @property
     def classes(self):

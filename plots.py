@@ -104,6 +104,7 @@ def draw_compared(runs, path):
 @first_only
 def draw_confusion(confusion, classes, run_dir):
     """plots/confusion.png: `confusion` (K, K) counts, rows true, coloured by the row's shares."""
+    total = int(confusion.sum())
     shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
     side = 2.6 + 0.42 * min(len(classes), MOST_NAMED)
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
@@ -120,9 +121,10 @@ def draw_confusion(confusion, classes, run_dir):
                     )
     if len(classes) <= MOST_NAMED:
         plain = {"parse_math": False}  # a name with dollars is a name
-        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", **plain)
-        axis.set_yticks(range(len(classes)), classes, **plain)
-    axis.set(xlabel="predicted class", ylabel="true class")
+        names = [fitting(name) for name in classes]
+        axis.set_xticks(range(len(classes)), names, rotation=45, ha="right", **plain)
+        axis.set_yticks(range(len(classes)), names, **plain)
+    axis.set(xlabel="predicted class", ylabel="true class", title=f"{total:,} test images")
     figure.colorbar(image, label="share of the true class", shrink=0.8)
     save_figure(figure, Path(run_dir) / "plots" / "confusion.png")
 
@@ -139,30 +141,37 @@ def draw_samples(dataset, batches, run_dir):
     print(f"what it is trained on: {path}")
 
 
-def draw_grid(images, titles, path, columns=8):
-    """One picture of images (n, C, H, W) in [0, 1], each with a title of some lines above it."""
+def draw_grid(images, titles, path, head="", columns=8):
+    """One picture of images (n, C, H, W) in [0, 1], each with a title of some lines above it, and
+    a line above all."""
     count, _, height, width = images.shape
     rows = -(-count // columns)
     side = max(height, width)
     above = max(1, round((0.06 + 0.16 * max(t.count("\n") + 1 for t in titles)) * side))
     gap = max(1, side // 12)
     page = torch.ones(3, rows * (height + above), columns * (width + gap) - gap)
-    figure = Figure(figsize=(9, 9 * page.shape[1] / page.shape[2] + 0.1))
+    tall = 9 * page.shape[1] / page.shape[2] + 0.1  # inches
+    above_all = 0.3 if head else 0
+    figure = Figure(figsize=(9, tall + above_all))
+    figure.text(0.01, 1 - 0.1 / (tall + above_all), head, va="top")
     axis = figure.subplots()
     for number, (image, title) in enumerate(zip(images, titles, strict=True)):
         row, column = divmod(number, columns)
         top, left = row * (height + above) + above, column * (width + gap)
         page[:, top : top + height, left : left + width] = image.clamp(0, 1)
-        lines = "\n".join(
-            line if len(line) < 19 else f"{line[:16]}..." for line in title.split("\n")
-        )
+        lines = "\n".join(map(fitting, title.split("\n")))
         place = left - 0.5, top - 0.03 * side - 0.5
         axis.text(*place, lines, size=8, va="bottom", parse_math=False)
     axis.imshow(page.permute(1, 2, 0).numpy(), interpolation="nearest")
     axis.set_axis_off()
-    axis.set_position([0.01, 0.01, 0.98, 0.98])
+    axis.set_position([0.01, 0.01, 0.98, 0.98 * tall / (tall + above_all)])
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)  # pixels gain nothing by an SVG
+
+
+def fitting(name):
+    """`name`, or its beginning where it would run into what stands beside it."""
+    return name if len(name) < 19 else f"{name[:16]}..."
 
 
 def save_figure(figure, path):

@@ -140,6 +140,9 @@ KIND = {"kind": one_of(*MODEL)}
 CONVOLUTIONAL = ("cnn", "resnet18")  # these have maps to draw, and kernels for Muon
 
 
+OTHER_NAMES = {"learning_rate": "lr"}  # what others call a key
+
+
 def check_values(config):
     """Raise ValueError for a key that is unknown or missing, or a value that it cannot have."""
     if type(config) is not dict:
@@ -177,7 +180,10 @@ def check_value(name, value, rule):
 
 
 def near(word, known):
-    found = difflib.get_close_matches(word, known, n=1) if isinstance(word, str) else []
+    if not isinstance(word, str):
+        return ""
+    usual = OTHER_NAMES.get(word)
+    found = [usual] if usual in known else difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {found[0]}?" if found else ""
 
 

@@ -31,7 +31,7 @@ def result_block(results, training):
         rows.append(("most wrong", most_wrong(test["confusion"], training.classes)))
     rows.append(("time", describe_time(results["seconds"], training.history)))
     rows.append(("run folder", results["run_dir"]))
-    return block(rows, next_commands(results, hasattr(training.model, "features")))
+    return block(rows, next_commands(results, training.has_map))
 
 
 def seeds_block(results, training):
@@ -49,7 +49,7 @@ def seeds_block(results, training):
         rows.append((f"seed {seed}", f"{text} (epoch {run['val']['best_epoch']})"))
     rows.append(("time", describe_time(results["seconds"], [])))
     rows.append(("run folder", results["run_dir"]))
-    return block(rows, next_commands(results, hasattr(training.model, "features")))
+    return block(rows, next_commands(results, training.has_map))
 
 
 def block(rows, commands):

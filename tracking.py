@@ -115,7 +115,7 @@ def write_manifest(folder, config, train_set, device):
 
 
 @first_only
-def check_same_data(folder, train_set):
+def check_same_data(folder, train_set, way_out="start a new run"):
     """Raise ValueError where the run in `folder` was started with other pictures: some of those
     that it held out may be among these. The published data sets do not change."""
     if train_set.name != "image_folder":
@@ -126,8 +126,8 @@ def check_same_data(folder, train_set):
         known = manifest.get("data_sha256")
     if known not in (None, data_sha256(train_set)):
         raise ValueError(
-            f"--resume {folder}: the training pictures are not those that it was started with "
-            f"(data_sha256 in its manifest.json): bring those back, or start a new run"
+            f"the training pictures of {folder} are not those that it was started with "
+            f"(data_sha256 in its manifest.json): bring those back, or {way_out}"
         )
 
 

@@ -105,6 +105,7 @@ def train_held(model, train_set, val_set, config, held):
     if len(history) >= config["epochs"]:  # a finished run is looked at again
         folder = open_run(config)
         first_only(write_metrics)(folder, history)
+        print(f"{folder} has its {len(history)} epochs: --epochs {2 * len(history)} trains on")
         return take_best(model, folder, history)
     table = layer_table(model, train_set.images.shape[1:])
     plain = shared_step(plain_step, model, optimizer, config, len(train_set))

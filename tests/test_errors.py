@@ -71,7 +71,14 @@ WRONG = [
     (exercise_1_1, "--model.layers 784 0 10", "model.layers", "positive"),
     (exercise_1_1, "--model.layers", "model.layers", "positive"),
     (exercise_1_2, "--model.dropout 1", "model.dropout", "1"),
-    (exercise_1_2, "--model.kind mlp --model.dropout 0.5", "model.dropout", "--help"),
+    (exercise_1_2, "--model.kind mlp --model.dropout 0.5", "model.dropout", "skip_mlp and cnn"),
+    (exercise_1_3, "--model.min_map 4", "--model.min_map", "write it into the dict"),
+    (exercise_1_1, "--flip True", "True", "--no_flip"),
+    (exercise_1_1, "--seed 0 1", "1", "--seeds 0 1 2"),
+    (exercise_1_1, "--seeds 0,1,2", "0,1,2", "with spaces"),
+    (exercise_1_1, "--resume --wandb_mode disabled", "--resume", "Missing value"),
+    (exercise_1_1, "--dataset digits --shift 8", "shift", "8 pixels a side"),
+    (exercise_1_3, "--cutout 32", "cutout", "32 pixels a side"),
     (exercise_1_2, "--model.layers 784 10", "model.layers", "short"),
     (exercise_1_3, "--model.kernel_size 0", "kernel_size", "0"),
     (exercise_1_3, "--model.stride 0", "stride", "0"),
@@ -293,7 +300,30 @@ def test_a_run_is_gone_on_with_by_another_script_as_the_network_that_it_is(digit
 def test_a_preset_called_like_a_data_set_comes_with_it_and_is_announced(capsys):
     config = parse_config(exercise_1_1.config, exercise_1_1.presets, ["--dataset", "digits"])
     assert config["lr"] == 1e-3
-    assert "lr 0.001" in capsys.readouterr().out
+    assert "lr 0.001 instead of 0.0001" in capsys.readouterr().out
+    flags = ["--dataset", "digits", "--preset", "none"]
+    config = parse_config(exercise_1_1.config, exercise_1_1.presets, flags)
+    assert (config["lr"], capsys.readouterr().out) == (1e-4, "")
+    written = exercise_1_1.config | {"dataset": "digits"}  # the dict says what it says
+    assert parse_config(written, exercise_1_1.presets, [])["lr"] == 1e-4
+    said = "--preset digits would set lr 0.001 instead of 0.0001\n"
+    assert capsys.readouterr().out == said
+
+
+def test_a_preset_that_is_written_into_the_dict_is_laid_over_it_and_a_wrong_one_named(capsys):
+    presets = {"best": {"lr": 0.5, "epochs": 7}, "digits": {"lr": 0.1}}
+    written = exercise_1_1.config | {"preset": "best"}
+    config = parse_config(written, presets, ["--epochs", "3", "--dataset", "digits"])
+    assert (config["lr"], config["epochs"], config["preset"]) == (0.5, 3, "best")
+    with pytest.raises(SystemExit):
+        parse_config(written | {"preset": "bset"}, presets, [])
+    assert "preset 'bset' is none of this script's: none, best" in capsys.readouterr().err
+
+
+def test_of_a_flag_that_stands_twice_the_last_counts_everywhere():
+    presets = {"best": {"lr": 0.5}, "wide": {"lr": 0.25}}
+    config = parse_config(exercise_1_1.config, presets, ["--preset", "best", "--preset=wide"])
+    assert (config["preset"], config["lr"]) == ("wide", 0.25)
 
 
 def test_help_shows_the_defaults(capsys, monkeypatch):

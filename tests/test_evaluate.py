@@ -9,6 +9,9 @@ from PIL import Image
 from sklearn.metrics import classification_report
 
 import exercise_1_1
+import exercise_1_3
+import exercise_2_3
+from cam import load_explained
 from checkpoint import save_checkpoint
 from dataset import ImageDataset, deskew, load_datasets
 from evaluate import Flags, Mirrored, evaluate, load_judged, main, report
@@ -45,6 +48,28 @@ def test_a_network_of_upright_digits_is_judged_on_upright_ones(digits_config, tm
     flags = Flags(str(folder), split="train", dataset="image_folder", data_dir=str(tmp_path))
     _, dataset = load_judged(flags)
     assert torch.equal(dataset.images, deskew(images)[dataset.labels])
+
+
+def test_pictures_that_came_later_are_not_taken_for_those_that_were_held_out(
+    digits_config, tmp_path
+):
+    def add(label, number):
+        (tmp_path / "train" / label).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(tmp_path / "train" / label / f"{number}.png")
+
+    for number in range(20):
+        add("cat" if number < 10 else "dog", number)
+    own = {"dataset": "image_folder", "data_dir": str(tmp_path), "image_size": 8}
+    own["model"] = {"kind": "cnn", "layers": [4]}
+    results = exercise_1_3.main(exercise_1_3.config | digits_config | own)
+    folder = digits_config["run_dir"]
+    assert evaluate(*load_judged(Flags(folder)))["accuracy"] == results["test"]["accuracy"]
+    add("cat", 99)
+    maps = exercise_2_3.config | {"checkpoint": folder, "wandb_mode": "disabled"}
+    for judge in (load_judged, lambda flags: load_explained(maps | {"data_dir": "data"})):
+        with pytest.raises(ValueError, match=r"training pictures of .* are not those .*--data_dir"):
+            judge(Flags(folder))
+    load_judged(Flags(folder, data_dir=str(tmp_path)))  # named, they are judged
 
 
 def test_a_mirrored_network_answers_alike_to_an_image_and_its_mirror_image():

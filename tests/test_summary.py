@@ -84,11 +84,12 @@ def test_what_a_run_prints_is_readable_anywhere_and_its_commands_can_be_copied(d
 
 
 def test_training_on_is_offered_where_the_learning_rate_is_still_there(digits_config):
-    results = {"exercise": "exercise_1_1", "run_dir": "run"}
+    results = {"exercise": "exercise_1_1", "run_dir": "run", "epochs": 7}
     for schedule in ("constant", "cosine", "one_cycle"):
         config = digits_config | {"schedule": schedule}
         offered = dict(commands.next_commands(results | {"config": config}, False))
         assert ("train on" in offered) == (schedule == "constant")
+        assert offered.get("train on", "--epochs 14").endswith("--epochs 14")  # not the config's
 
 
 def test_a_network_with_maps_is_offered_them(digits_config):
@@ -104,6 +105,23 @@ def test_a_network_with_maps_is_offered_them(digits_config):
     text = printed(exercise_2_3.config | {"wandb_mode": "disabled"} | maps, exercise_2_3)
     found = commands_in(text)
     assert path in found["every class"] and "what it looks at" not in found
+
+
+def test_a_map_of_one_cell_is_not_offered_and_said_to_show_nothing(digits_config, capsys):
+    model = exercise_1_3.config["model"] | {"layers": [4, 4, 4]}
+    text = printed(exercise_1_3.config | digits_config | {"model": model}, exercise_1_3)
+    assert "what it looks at" not in commands_in(text)
+    maps = {"checkpoint": digits_config["run_dir"], "run_dir": "maps", "wandb_mode": "disabled"}
+    capsys.readouterr()
+    exercise_2_3.main(exercise_2_3.config | maps)
+    assert "have one cell: they cannot show where" in capsys.readouterr().err
+
+
+def test_a_run_that_has_its_epochs_says_how_many_and_how_to_go_on(digits_config, capsys):
+    exercise_1_1.main(digits_config | {"epochs": 3})
+    capsys.readouterr()
+    exercise_1_1.main(digits_config | {"epochs": 2, "resume": digits_config["run_dir"]})
+    assert "has its 3 epochs: --epochs 6 trains on" in capsys.readouterr().out
 
 
 def test_several_seeds_end_in_one_block(digits_config):
@@ -123,6 +141,7 @@ def test_one_seed_has_no_spread(digits_config):
 def test_an_offline_run_says_how_to_upload_it_and_no_other_does(digits_config):
     folder = Path(digits_config["run_dir"])
     results = {"exercise": "exercise_1_1", "config": digits_config, "run_dir": str(folder)}
+    results["epochs"] = 1
     assert "upload to W&B" not in dict(commands.next_commands(results, False))
     (folder / "wandb" / "offline-run-1-a").mkdir(parents=True)
     command = dict(commands.next_commands(results, False))["upload to W&B"]
