@@ -97,14 +97,21 @@ def test_boxed_training_images_can_be_held_out(tmp_path, monkeypatch):
         assert hold_out != any(index % 4 == 0 for index in seen)
 
 
-@pytest.mark.parametrize(("on_bad_image", "known"), [("error", True), ("skip", False)])
-def test_no_box_is_drawn_where_skipped_pictures_may_have_shifted_it(tmp_path, on_bad_image, known):
-    write(tmp_path, "val,1,a,10,10,0,0,5,5")
+@pytest.mark.parametrize(
+    ("resize", "on_bad_image", "area"),
+    [("squash", "error", 0.25), ("crop", "error", 0.5), ("squash", "skip", None)],
+)
+def test_a_map_has_the_box_of_its_picture_as_cropped_unless_skipped_ones_may_have_shifted_it(
+    tmp_path, resize, on_bad_image, area
+):
+    write(tmp_path, "val,1,a.png,20,10,5,0,10,10")
+    (tmp_path / PICTURES / "val").mkdir(parents=True)
+    Image.new("RGB", (20, 10)).save(tmp_path / PICTURES / "val" / "a.png")
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     test_set = dataset.ImageDataset(
         images, torch.arange(2), ["a", "b"], [0.5] * 3, [0.2] * 3, "imagenette"
     )
     config = exercise_2_3.config | {"data_dir": str(tmp_path), "on_bad_image": on_bad_image}
-    config |= {"run_dir": str(tmp_path / "run"), "resize": "squash", "seed": 0}
+    config |= {"run_dir": str(tmp_path / "run"), "resize": resize, "seed": 0}
     rows = cam(CNN([4], image_size=8, num_classes=2), test_set, config)
-    assert [row["box_area"] is not None for row in rows] == [False, known]
+    assert [row["box_area"] for row in rows] == [None, area]

@@ -13,12 +13,13 @@ from cam import (
     ClassActivation,
     activate,
     cam,
+    choose_images,
     generate_class_activation_map,
     save_cam_visualization,
 )
 from cam_pictures import COLOUR_MAP, HEADER, MARGIN, PANEL, blend, describe_prediction
 from dataset import ImageDataset
-from gallery import folder_name
+from gallery import describe_activation, folder_name, measure_boxes
 from models import CNN, MLP
 
 NETWORKS = [
@@ -32,32 +33,30 @@ KINDS = ("path", "thumbnail")
 CHOICE = exercise_2_3.config["cam"] | {"per_class": 2}
 
 
-def random_network(settings, dtype=torch.float32):
+def random_network(settings):
     """A CNN whose BatchNorm has seen data, in training mode, and images for it."""
     torch.manual_seed(0)
-    model = CNN(num_classes=7, **settings).to(dtype)
-    images = torch.randn(9, 3, settings["image_size"], settings["image_size"], dtype=dtype)
+    model = CNN(num_classes=7, **settings)
+    images = torch.randn(9, 3, settings["image_size"], settings["image_size"])
     for _ in range(3):
         model(images * 2 + 1)
     return model, images
 
 
 @pytest.mark.parametrize("settings", NETWORKS)
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-def test_a_map_averages_to_its_logit(settings, dtype, bound):
-    model, images = random_network(settings, dtype)
+def test_a_map_averages_to_its_logit(settings):
+    model, images = random_network(settings)
     for classes in [None, 3, [0, 1, 2, 3, 4, 5, 6, 0, 1]]:
         activation = generate_class_activation_map(model, images, classes)
-        assert activation.completeness_error().max() < bound
+        assert activation.completeness_error().max() < 1e-5
         torch.testing.assert_close(activation.logits, model.eval()(images))
 
 
-def test_the_map_fails_to_add_up_where_it_is_taken_before_the_pooling():
+def test_a_map_of_other_features_fails_to_add_up():
     model, images = random_network(NETWORKS[0])
-    early = torch.nn.functional.interpolate(model.eval().features(images) ** 2, (4, 4))
     activation = generate_class_activation_map(model, images)
-    wrong = torch.einsum("nc,nchw->nhw", model.classifier.weight[activation.classes], early)
-    broken = replace(activation, maps=wrong)
+    weight, others = model.classifier.weight[activation.classes], model.eval().features(images) ** 2
+    broken = replace(activation, maps=torch.einsum("nc,nchw->nhw", weight, others))
     assert broken.completeness_error().max() > 1e-2
 
 
@@ -90,6 +89,7 @@ def test_the_words_of_a_picture_measure_its_map():
         in words
     )
     assert float(words.rpartition(" ")[2]) < 1e-5
+    assert describe_prediction(activation, list("abcdefg"), 4).startswith("true: e   predicted: ")
     broken = describe_prediction(replace(activation, maps=activation.maps * 3 + 5))
     assert f"mean {3 * mean + 5:+.2f}" in broken
     assert float(broken.rpartition(" ")[2]) > 1
@@ -162,6 +162,9 @@ def test_every_cell_has_its_colour_the_hottest_the_top_one_and_zero_white(tmp_pa
     assert hot[0] > 2 * hot[2]  # red
     assert cold[2] > 2 * cold[0]  # blue
     assert drawn[1, 2].min() > 240
+    pixels = np.asarray(Image.open(tmp_path / "map.png").convert("RGB")).astype(int)
+    bar = pixels[HEADER + MARGIN : HEADER + PANEL - MARGIN, -80]
+    assert bar[0, 0] > 2 * bar[0, 2] and bar[-1, 2] > 2 * bar[-1, 0]  # red is its top
 
 
 def test_pictures_drawn_to_one_limit_show_the_same_value_in_the_same_colour(tmp_path):
@@ -230,6 +233,32 @@ def test_the_manifest_has_a_row_for_every_picture_and_the_worst_error(tmp_path, 
     assert rows[0]["limit"] == pytest.approx(np.quantile(np.abs(maps), 0.995))
     for row in rows:
         assert random_images.classes[random_images.labels[row["index"]]] == row["true"]
+    small = [Image.open(tmp_path / "cam" / row["thumbnail"]).convert("RGB") for row in rows]
+    assert max(np.ptp(np.asarray(one), 2).max() for one in small) > 50  # in colour: with the map
+
+
+def test_a_row_of_the_manifest_measures_its_map(random_images):
+    even, box = activation_of(torch.ones(4, 4)), torch.tensor([[0.0, 0.0, 0.5, 0.5]])
+    expected = {"inside": 0.25, "outside": 0.75, "box_area": 0.25}
+    assert measure_boxes(even, random_images, box) == pytest.approx(expected)
+    against = measure_boxes(activation_of(-torch.ones(4, 4)), random_images, box)
+    assert against == {"inside": None, "outside": None, "box_area": 0.25}
+    row = describe_activation(even, random_images, 2)
+    assert row["probabilities"] == pytest.approx(even.logits[0].softmax(0).tolist())
+    assert row["confidence"] == pytest.approx(row["probabilities"][1])
+    assert (row["logit"], row["true"], row["predicted"]) == (1.0, "c", "b")
+
+
+def test_the_grid_of_cells_is_drawn_where_it_is_asked_for(tmp_path, random_images):
+    model = CNN([4], image_size=8, in_channels=1, num_classes=3)
+    drawn = []
+    for grid in (False, True):
+        choice = CHOICE | {"indices": [5], "grid": grid}
+        config = {"run_dir": str(tmp_path / str(grid)), "seed": 0, "cam": choice}
+        (row,) = cam(model, random_images, config)
+        drawn.append(np.asarray(Image.open(tmp_path / str(grid) / "cam" / row["path"])).astype(int))
+    changed = (drawn[0] != drawn[1]).any(-1).any(0)
+    assert changed.any() and not changed[: changed.size // 2].any()  # in the overlay alone
 
 
 def test_maps_that_are_drawn_anew_replace_those_before_and_leave_other_files(
@@ -275,8 +304,11 @@ def test_a_contrast_is_named_in_the_manifest_and_an_unknown_class_refused(tmp_pa
             cam(model, random_images, config)
 
 
-def test_per_class_0_draws_every_image(tmp_path, random_images):
-    model = CNN([4], image_size=8, in_channels=1, num_classes=3)
-    config = {"run_dir": str(tmp_path), "seed": 0, "cam": CHOICE | {"per_class": 0}}
-    rows = cam(model, random_images, config)
-    assert sorted(row["index"] for row in rows) == list(range(37))
+def test_as_many_of_every_class_as_asked_for_are_drawn_by_the_seed_and_0_are_all(random_images):
+    def chosen(per_class, seed=0):
+        choice = CHOICE | {"per_class": per_class}
+        return choose_images(random_images, {"seed": seed, "cam": choice})
+
+    assert chosen(3) == chosen(3) != chosen(3, seed=1)
+    assert random_images.labels[chosen(3)].tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    assert sorted(chosen(0)) == list(range(37))

@@ -25,25 +25,30 @@ def make_run(name, rows=0, results=None, **changes):
 
 FINISHED = {"val": {"accuracy": 0.7, "best_epoch": 3}, "test": {"accuracy": 0.65}, "seconds": 9.6}
 ACCURACIES = {"val_accuracy": 0.7, "test_accuracy": 0.65}
+DEVIATIONS = {"val_accuracy": 0.0123, "test_accuracy": 0.0045}
 ONE_OF_SEVERAL = {"mean": ACCURACIES, "std": dict.fromkeys(ACCURACIES), "seconds": 9.6}
 
 
 def test_runs_are_rows_with_the_keys_that_differ_and_what_they_have(capsys):
     names = [
         make_run("day-a", 3, FINISHED),
-        make_run("day-b", 2, lr=0.1),
+        make_run("day-b", 3, lr=0.1),
         make_run("day-c", lr=0.1),
         make_run("day-d", results=ONE_OF_SEVERAL),
+        make_run("day-e", results=ONE_OF_SEVERAL | {"std": DEVIATIONS}),
     ]
+    table = names[1] / "metrics.csv"
+    table.write_text(table.read_text().replace("0.7", "0.4"))  # its second epoch is the best
     for _ in range(2):  # the figure of the first is among the files of the second
         compare([*names, *Path("runs").glob("compared.*")])
         lines = capsys.readouterr().out.splitlines()
-        assert [line.split() for line in lines[:5]] == [
+        assert [line.split() for line in lines[:6]] == [
             ["run", "validation", "epoch", "test", "seconds", "lr"],
             ["a", "0.7000", "3", "0.6500", "10", "0.001"],
             ["b", "0.6000", "2", "-", "-", "0.1"],
             ["c", "-", "-", "-", "-", "0.1"],
             ["d", "0.7000", "-", "0.6500", "10", "0.001"],
+            ["e", "0.7000+-0.0123", "-", "0.6500+-0.0045", "10", "0.001"],
         ]
         assert lines[-1] == "curves: runs/compared.png"
     assert Path("runs/compared.png").is_file()
@@ -68,10 +73,12 @@ def test_of_several_seeds_the_mean_is_drawn_in_its_band(monkeypatch):
     assert [text.get_text() for text in drawn[0].legends[0].texts] == ["seeds, 2 seeds", "single"]
 
 
-def test_what_is_too_wide_for_the_terminal_is_wrapped():
+def test_what_is_too_wide_for_the_terminal_is_wrapped_and_all_there():
     wide = {f"a_key_of_some_length_{number}": number for number in range(9)}
     runs = [read_run(make_run("one", **wide)), read_run(make_run("two"))]
-    assert max(map(len, compared(runs, 80).splitlines())) <= 80
+    wrapped = compared(runs, 80)
+    assert max(map(len, wrapped.splitlines())) <= 80
+    assert all(f"{key} {value}" in " ".join(wrapped.split()) for key, value in wide.items())
     assert compared(runs, 999).splitlines()[0].startswith("run ")
 
 

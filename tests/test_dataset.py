@@ -13,8 +13,8 @@ import exercise_2_3
 from augmentation import affine_maps, cut_out, draw_augmentation, warp
 from cache import read_image
 from config import defaults
-from dataset import ImageDataset, batches, deskew, load_datasets
-from images import read_idx
+from dataset import BLOCK_BYTES, ImageDataset, batches, deskew, load_datasets, shrink
+from images import list_images, read_idx
 
 
 @pytest.fixture
@@ -106,28 +106,42 @@ def test_an_epoch_deals_out_every_image_once_ragged_batch_included(numbered, pla
         torch.testing.assert_close(pixels, expected)
 
 
-def test_order_and_augmentation_depend_on_seed_and_epoch_alone(numbered, plain):
+def test_every_image_of_a_batch_lacks_one_square_which_is_the_mean(numbered, plain):
+    for pixels, labels in batches(numbered, plain | {"cutout": 3}, epoch=1):
+        hidden = pixels != numbered.normalise(numbered.images[labels])
+        assert not pixels[hidden].any()
+        counts = hidden[:, 0].sum((1, 2))
+        assert counts.min() > 0 and counts.max() == 9
+
+
+def test_order_and_augmentation_depend_on_seed_and_epoch_alone(random_images, plain, monkeypatch):
     config = plain | {"shift": 2, "rotate": 20.0, "flip": True, "cutout": 3, "crop": 0.5}
     config |= {"elastic": 1.0}
 
     def epoch(number, **changes):
         torch.rand(1)  # a global generator that has moved on must not matter
-        return torch.cat([pixels for pixels, _ in batches(numbered, config | changes, number)])
+        return torch.cat([pixels for pixels, _ in batches(random_images, config | changes, number)])
 
     first = epoch(1)
     assert torch.equal(first, epoch(1))
     torch.testing.assert_close(first, epoch(1, batch_size=5))
     assert not torch.equal(first, epoch(2))
     assert not torch.equal(first, epoch(1, seed=1))
+    for key in ("shift", "rotate", "flip", "cutout", "crop"):
+        assert not torch.equal(first, epoch(1, **{key: defaults[key]})), key
+    unbent = epoch(1, elastic=1e-9)  # drawn alike: 0 would draw other cutouts
+    assert not torch.allclose(first, unbent, atol=0.1)
+    monkeypatch.setitem(BLOCK_BYTES, "cpu", 1)  # a batch at once, not all
+    torch.testing.assert_close(first, epoch(1))
 
 
 def test_two_epochs_show_both_sides_of_every_image_and_the_next_two_again(plain):
     images = torch.rand(50, 1, 6, 6, generator=torch.Generator().manual_seed(0)).mul(255).byte()
     dataset = ImageDataset(images, torch.arange(50), list("abcd"), [0.5], [0.3])
 
-    def mirrored(epoch):
+    def mirrored(epoch, seed=0):
         dealt = [[], []]
-        for pixels, labels in batches(dataset, plain | {"flip": True}, epoch):
+        for pixels, labels in batches(dataset, plain | {"flip": True, "seed": seed}, epoch):
             whole = dataset.normalise(images[labels])
             for side, expected in enumerate((whole, whole.flip(3))):
                 same = (pixels - expected).abs().amax(dim=(1, 2, 3)) < 1e-3
@@ -138,13 +152,40 @@ def test_two_epochs_show_both_sides_of_every_image_and_the_next_two_again(plain)
     first, second, third = (mirrored(epoch) for epoch in (1, 2, 3))
     assert 10 < len(first) < 40
     assert second == set(range(50)) - first
-    assert third == first
+    assert third == first != mirrored(1, seed=1)
 
 
 def smooth_images():
     """Noise without high frequencies, so that two bilinear samplers agree closely."""
     noise = torch.rand(4, 3, 9, 9, generator=torch.Generator().manual_seed(0)) * 255
     return F.interpolate(noise, (36, 36), mode="bicubic").round().clamp(0, 255)
+
+
+@pytest.mark.parametrize(("key", "value"), [("rotate", 20.0), ("zoom", 0.2), ("shift", 3)])
+def test_an_augmentation_alone_goes_as_far_as_the_config_says(key, value):
+    config, generator = defaults | {key: value}, torch.Generator().manual_seed(0)
+    warps, fields, centres = draw_augmentation(2000, (36, 36), config, generator)
+    assert fields is None and centres is None
+    found = {
+        "rotate": torch.rad2deg(torch.atan2(warps[:, 1, 0], warps[:, 0, 0])),
+        "zoom": torch.linalg.det(warps[:, :, :2]) ** -0.5 - 1,
+        "shift": warps[:, :, 2] * 36 / 2,
+    }
+    for name, values in found.items():
+        furthest = value if name == key else 0
+        reached = values.min().item(), values.max().item()
+        assert reached == pytest.approx((-furthest, furthest), rel=0.01, abs=1e-4)
+    torch.testing.assert_close(found["shift"], found["shift"].round())
+
+
+def test_crops_are_of_every_share_of_the_area_and_inside_the_picture():
+    config, generator = defaults | {"crop": 0.25}, torch.Generator().manual_seed(0)
+    warps, *_ = draw_augmentation(2000, (36, 36), config, generator)
+    areas = torch.linalg.det(warps[:, :, :2])
+    assert areas.mean() == pytest.approx(0.625, abs=0.01)
+    assert (areas.min(), areas.max()) == pytest.approx((0.25, 1.0), abs=0.01)
+    edges = warps[:, :, 2].abs() + areas.sqrt()[:, None]
+    assert edges.max() == pytest.approx(1.0, abs=1e-3)
 
 
 def test_cutout_is_drawn_over_the_whole_crop_and_not_beyond():
@@ -257,7 +298,15 @@ def test_cutout_hides_one_square_and_nothing_else():
     assert torch.equal(pixels, expected)
 
 
-def test_every_kind_of_picture_becomes_upright_rgb(tmp_path):
+def test_images_are_made_smaller_as_pil_does_it():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (3, 1, 20, 20), dtype=torch.uint8, generator=generator)
+    for large, small in zip(images[:, 0], shrink(images, 7)[:, 0], strict=True):
+        expected = Image.fromarray(large.numpy()).resize((7, 7), Image.Resampling.BILINEAR)
+        assert np.abs(np.asarray(expected, int) - small.numpy()).max() <= 1
+
+
+def test_every_kind_of_picture_is_found_and_becomes_upright_rgb(tmp_path):
     red = Image.new("RGB", (10, 6), (200, 30, 30))
     red.paste((30, 30, 200), (0, 0, 5, 6))  # blue on the left
     exif = Image.Exif()
@@ -268,17 +317,26 @@ def test_every_kind_of_picture_becomes_upright_rgb(tmp_path):
         "alpha.png": (red.convert("RGBA"), {}),
         "cmyk.jpg": (red.convert("CMYK"), {"quality": 100}),
         "lossless.webp": (red, {"lossless": True}),
-        "rotated.jpg": (red.rotate(180), {"exif": exif, "quality": 100}),
+        "rotated.jpeg": (red.rotate(180), {"exif": exif, "quality": 100}),
+        "plain.bmp": (red, {}),
+        "still.gif": (red, {}),
+        "short.tif": (red, {}),
+        "long.tiff": (red, {}),
     }
+    (tmp_path / "cat").mkdir()
+    config = {"image_size": 10, "resize": "squash"}
     for name, (image, options) in saved.items():
-        image.save(tmp_path / name, **options)
-        array = read_image(tmp_path / name, {"image_size": 10, "resize": "squash"})
+        image.save(tmp_path / "cat" / name, **options)
+        array = read_image(tmp_path / "cat" / name, config)
         assert array.shape == (3, 10, 10)
         assert array[2, 5, 1] > 120 > 90 > array[0, 5, 1], name
         assert array[0, 5, 8] > 120 > 90 > array[2, 5, 8], name
+    assert {path.name for path in list_images(tmp_path)[0]} == saved.keys()
     red.convert("L").save(tmp_path / "grey.png")
-    grey = read_image(tmp_path / "grey.png", {"image_size": 10, "resize": "squash"})
+    grey = read_image(tmp_path / "grey.png", config)
     assert np.array_equal(grey[0], grey[1])
+    Image.new("RGBA", (10, 6), (200, 200, 200, 0)).save(tmp_path / "clear.png")
+    assert not read_image(tmp_path / "clear.png", config).any()  # on black
 
 
 def test_an_idx_file_reads_back_and_a_damaged_one_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from studies.depth_networks import (
     gradient_norms,
     layer_parameters,
 )
-from studies.depth_table import is_clear, table_of
+from studies.depth_table import is_clear, last_of, table_of
 from studies.depth_training import train_network
 
 CPU = torch.device("cpu")
@@ -225,6 +226,16 @@ def test_results_say_what_made_them_and_hold_every_seed(study):
         assert {len(n) for when in cell["gradients"].values() for n in when.values()} == {
             cell["layers"]
         }
+        assert cell["gradients"]["init"] != cell["gradients"]["trained"]
+        assert cell["largest_class"] > 0.1  # of ten
+
+
+def test_the_line_of_an_arm_is_the_mean_of_its_seeds(study):
+    results = json.loads((study / "results.json").read_text())
+    accuracy = draw_depth(results).axes[0]
+    expected = fmean(last_of(results, "plain", 5, "val/accuracy"))
+    assert accuracy.lines[0].get_ydata() == pytest.approx([expected])
+    plt.close(accuracy.figure)
 
 
 def test_a_loss_that_is_not_finite_ends_its_cell_and_is_told(tmp_path, study):

@@ -170,13 +170,14 @@ def test_only_the_centred_map_survives_a_vector_added_to_all_classes(dtype):
 
 @both
 @pytest.mark.parametrize("factor", [2, 5, 16])
-def test_upsampling_by_a_whole_factor_keeps_the_mean(dtype, factor):
+def test_upsampling_by_a_whole_factor_is_smooth_and_keeps_the_mean(dtype, factor):
     torch.manual_seed(0)
     maps = torch.randn(5, 8, 6, dtype=dtype) + 1
     large = upsample(maps, 8 * factor, 6 * factor)
     assert_close(large.mean((1, 2)), maps.mean((1, 2)), dtype)
     corners = F.interpolate(maps[:, None], scale_factor=factor, mode="bilinear", align_corners=True)
     assert (corners.mean((1, 2, 3)) - maps.mean((1, 2))).abs().max() > 1e-3
+    assert upsample(torch.tensor([[[0.0, 4.0]]]), 1, 4).flatten().tolist() == [0, 1, 3, 4]
 
 
 def peers():

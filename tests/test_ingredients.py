@@ -6,6 +6,8 @@ from statistics import fmean
 import pytest
 
 from config import defaults, differences
+from evaluate import Mirrored
+from studies import ingredients
 from studies.ingredients import LEFT_OUT, Flags, cell_configs, main
 
 
@@ -27,7 +29,10 @@ def test_every_training_lacks_what_its_name_says_and_nothing_else():
     assert halves[0] == [2 * channels for channels in halves[1]]
 
 
-def test_it_measures_all_of_them_and_goes_on_where_it_was(tmp_path, capsys):
+def test_it_measures_all_of_them_and_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        ingredients, "judge", lambda model, *_: {"val/accuracy": isinstance(model, Mirrored) / 4}
+    )
     flags = Flags(dataset="digits", images=64, epochs=1, seeds=[0, 1], out=str(tmp_path))
     main(flags)
     results = json.loads((tmp_path / "results.json").read_text())
@@ -45,6 +50,7 @@ def test_it_measures_all_of_them_and_goes_on_where_it_was(tmp_path, capsys):
         mean = fmean(last[position :: len(LEFT_OUT)])
         for text in (table, again):
             assert f"without {arm:25}  {100 * mean:.2f} +- " in text
+    assert table.count("with mirror images 25.00 +- 0.00") == len(LEFT_OUT)
 
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"images": -1}, {"seeds": []}])

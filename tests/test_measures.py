@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from boxes import box_mask
 from cam import generate_class_activation_map
-from config import complete_config
+from config import complete_config, defaults
 from dataset import LOADERS, ImageDataset, load_datasets
 from models import CNN
-from studies import edits, measures
+from studies import edits, measures, trust
 from studies.evidence import colours, delete, focus, randomise
-from studies.objects import edit, locate
+from studies.objects import SIX, describe_six, edit, explain_3536, locate
 from studies.subject import Boxed, Subject
 from studies.trust import trained_on
 
@@ -104,9 +104,13 @@ def test_evidence_painted_into_the_background_is_found_outside_the_object():
     assert found["box_area"]["green"]["mean"] == pytest.approx(1 / 16)
 
 
-def test_who_sees_the_background_alone_keeps_the_answer_without_object_and_follows_a_swap():
-    dataset = painted_dataset()
+def test_who_sees_the_background_alone_keeps_the_answer_without_object_and_follows_a_swap(
+    monkeypatch,
+):
+    dataset, move, steps = painted_dataset(), edits.move, []
+    monkeypatch.setattr(edits, "move", lambda *given: steps.append(given[3:]) or move(*given))
     kept, swapped = edit(Subject(Painted(), dataset), painted_boxes(dataset), generator())
+    assert len(set(steps)) > 20 and max(max(step) for step in steps) <= SIZE // 4
     for change in ("object removed", "as large a part beside it removed", "box moved"):
         assert kept[change]["all"]["mean"] == 1
         assert kept[change]["all"]["count"] == 30
@@ -247,6 +251,7 @@ def test_unlearned_layers_change_the_map_of_a_network():
     found = randomise(Subject(model, dataset), dataset, generator(), count=20)
     assert list(found) == ["classifier", "layer 2", "layer 1"]
     assert all(abs(summary["mean"]) < 0.9 for summary in found.values())
+    assert len({summary["mean"] for summary in found.values()}) == 3  # each of them changes it
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     maps = torch.randn(4, 8, 8)
     assert measures.rank_correlation(maps, maps) == pytest.approx([1.0] * 4)
@@ -254,22 +259,26 @@ def test_unlearned_layers_change_the_map_of_a_network():
     assert measures.rank_correlation(maps[:1], maps[1:2])[0] == pytest.approx(expected)
 
 
-def test_the_curves_of_a_painted_network_are_drawn_over_the_classes():
+def test_the_curves_of_a_painted_network_are_over_the_classes_and_fall_fastest_by_its_map():
     dataset = painted_dataset()
     found = delete(Subject(Painted(), dataset), dataset, generator(), per_class=2)
     assert found["images"] == 6
-    area = {order: found["features"][order]["area"]["mean"] for order in found["features"]}
-    assert area["map"] < area["random"]
+    for kind in ("features", "deletion", "insertion"):
+        area = {order: found[kind][order]["area"]["mean"] for order in found[kind]}
+        for order in ("random", "centre"):
+            more = found[kind][order]["more_than_map"]["mean"]
+            assert more == pytest.approx(area[order] - area["map"], abs=1e-6)
+    assert found["features"]["random"]["more_than_map"]["mean"] > 0
 
 
 def test_the_box_of_the_best_threshold_is_the_one_around_the_largest_region():
-    hot = torch.zeros(1, 10, 10)
+    hot = torch.full((1, 10, 10), 0.3)
     hot[0, 2:6, 3:8] = 1.0
     hot[0, 9, 9] = 1.0
     truth = torch.tensor([[0.3, 0.2, 0.8, 0.6]])
     assert measures.region_box(hot[0].numpy() > 0.5) == (0.3, 0.2, 0.8, 0.6)
-    hits, _ = measures.best_threshold_hits(hot, [truth])
-    assert hits.tolist() == [True]
+    hits, threshold = measures.best_threshold_hits(hot, [truth])
+    assert hits.tolist() == [True] and threshold > 0.3
     assert not measures.meets((0.0, 0.0, 0.4, 0.4), truth)
     assert measures.meets((0.3, 0.2, 0.8, 0.41), truth)  # a little over one half
     assert not measures.meets((0.3, 0.2, 0.8, 0.39), truth)
@@ -330,6 +339,62 @@ def test_a_crop_around_an_object_shows_all_of_it_at_the_share_asked_for():
     torch.testing.assert_close(whole, image, atol=1e-3, rtol=0)
 
 
+class Sky(Head):
+    """P(parachute), class 1, by how much of the picture is blue; else a church, class 0."""
+
+    def __init__(self):
+        super().__init__(torch.tensor([[4.0, 0.0], [0.0, 4.0], [0.0, 0.0]]))
+
+    def features(self, images):
+        blue = (images[:, 2:] > 0.5).float()
+        return torch.cat([1 - blue, blue], 1)
+
+
+@pytest.fixture
+def six():
+    """Subject and pictures: 3536 has a small blue parachute on grey, 3535 and 3537 one on blue."""
+    labels = torch.tensor([2, 0, 0, 1, 1, 1])
+    pixels = torch.full((6, 3, SIZE, SIZE), 90.0)
+    pixels[[3, 5]] = PAINT[2].view(3, 1, 1)
+    masks = box_mask(BOX, SIZE, SIZE).repeat(6, 1, 1)
+    pixels[masks[:, None].expand_as(pixels)] = 0
+    pixels[:, 2][masks] = 220
+    classes = ["church", "parachute", "French horn"]
+    dataset = ImageDataset(pixels.to(torch.uint8), labels, classes, [0.0] * 3, [1.0] * 3)
+    return Subject(Sky(), dataset), Boxed(list(SIX), pixels, masks, labels, [BOX] * 6)
+
+
+def test_image_3536_is_mended_one_thing_at_a_time(six):
+    found = explain_3536(*six)
+
+    def probability(blue):
+        return torch.tensor([4 * (1 - blue), 4 * blue, 0.0]).softmax(0)[1].item()
+
+    assert found["object_share"] == [1 / 16, 0.1, 0.2, 0.35, 0.5]
+    for kind in ("cut_out", "enlarged"):  # on grey both show a blue square of that share
+        expected = [probability(share) for share in found["object_share"]]
+        assert found[kind] == pytest.approx(expected, abs=0.08)
+    skies = found["skies"]
+    assert skies["as it is"] == pytest.approx(probability(1 / 16), abs=1e-3)
+    assert skies["without the parachute"] == pytest.approx(probability(0), abs=1e-3)
+    for name in ("on sky blue", "on the sky of 3535", "the sky of 3537 alone"):
+        assert skies[name] == pytest.approx(probability(1), abs=0.02), name
+    six[1].pixels[4, 2, :16] = 220  # a blue beam above, which a closer cut leaves out
+    found = explain_3536(*six)
+    assert found["enlarged"][-1] > found["cut_out"][-1] + 0.1
+
+
+def test_the_six_are_described_in_the_order_of_the_text(six):
+    rows = describe_six(*six)
+    assert [row["index"] for row in rows] == list(SIX)
+    assert [row["true"] for row in rows] == ["French horn", "church", "church"] + ["parachute"] * 3
+    assert rows[3]["predicted"] == "parachute" and rows[4]["predicted"] == "church"
+    assert {row["box_area"] for row in rows} == {1 / 16}
+    assert rows[3]["outside"] == pytest.approx(15 / 16, abs=0.01)  # all is blue
+    assert rows[4]["outside"] > 0.98  # what speaks for a church is all around
+    assert rows[4]["church"] > rows[4]["parachute"]
+
+
 def test_shuffled_pixels_keep_their_colours():
     pixels = torch.rand(2, 3, 8, 8) * 255
     shuffled = edits.shuffle_pixels(pixels, generator())
@@ -344,3 +409,28 @@ def test_the_study_knows_which_images_a_network_was_trained_on(digits_config, se
     images, _ = LOADERS["digits"](config)[0]["train"]
     assert len(images) == len(train_set) + len(val_set)
     assert torch.equal(images[trained_on(len(images), config)], train_set.images)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_only_boxed_images_that_were_trained_on_count_as_seen(monkeypatch, held_out):
+    config = {"dataset": "imagenette", "hold_out_boxed": held_out}
+    studied = []
+
+    def run_study(subject, train_set, boxes, seed):
+        studied.append(boxes)
+        raise ValueError("this is enough")
+
+    parts = {
+        "find_checkpoint": lambda name: name,
+        "load_trained": lambda path: (Painted(), {"config": config}),
+        "load_boxes": lambda *_: dict.fromkeys(range(30), BOX),
+        "load_splits": lambda config: [painted_dataset()] * 2,
+        "run_study": run_study,
+    }
+    for name, part in parts.items():
+        monkeypatch.setattr(trust, name, part)
+    with pytest.raises(SystemExit):
+        trust.main(trust.Flags("run"))
+    (boxes,) = studied
+    assert sorted(boxes["val"]) == [*range(30)]
+    assert sorted(boxes["train"]) == ([*range(30)] if held_out else trained_on(30, defaults))

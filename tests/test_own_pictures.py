@@ -16,7 +16,7 @@ import exercise_1_3
 import exercise_2_3
 from cache import read_image
 from checkpoint import load_model
-from dataset import batches, load_datasets
+from dataset import batches, fit_memory, load_datasets
 from evaluate import evaluate
 from mapped import MappedImages
 from models import build_model
@@ -155,6 +155,14 @@ def test_what_is_not_square_is_squashed_cropped_or_padded(tmp_path):
     assert read["crop"].min() == 1
     assert read["squash"][:, [0, 3]].max() < 0.5 < read["squash"][:, 1:3].min()
     assert read["pad"][[0, 3]].max() == 0 < read["pad"][1:3].max()
+
+
+@pytest.mark.parametrize(("memory", "kind"), [(400, torch.Tensor), (399, MappedImages)])
+def test_images_of_more_than_a_quarter_of_the_memory_are_left_on_the_disk(
+    monkeypatch, memory, kind
+):
+    monkeypatch.setattr(dataset, "memory_bytes", lambda: memory)
+    assert isinstance(fit_memory(torch.zeros(25, 1, 2, 2, dtype=torch.uint8)), kind)
 
 
 def test_images_left_on_the_disk_train_and_judge_as_those_in_memory(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from scipy import stats
 import exercise_1_1
 from benchmarks import cifar
 from evaluate import Flags, evaluate, load_judged
-from studies import mirrored
+from studies import depth_table, mirrored, trust_table
 from studies.experiments import RESULTS, add, load_experiments
 from studies.report import paired, reflow, render, share
 from studies.report_figures import draw_figures
@@ -47,6 +47,20 @@ def test_figures_are_those_of_the_results(tmp_path):
         if name.endswith(".svg"):
             expected = (DATA.parent / "assets" / name).read_bytes()
             assert (tmp_path / name).read_bytes() == expected, name
+
+
+@pytest.mark.parametrize("folder", ["trust", "trust/others/seed_1", "trust/others/seed_2"])
+def test_the_tables_of_trust_are_those_of_the_numbers_beside_them(folder):
+    study = json.loads((RESULTS / folder / "trust.json").read_text(encoding="utf-8"))
+    text = (RESULTS / folder / "trust.txt").read_text(encoding="utf-8")
+    assert trust_table.table_of(study) + "\n" == text
+
+
+@pytest.mark.parametrize("folder", ["depth/mlp", "depth/cnn", "depth/stall"])
+def test_the_tables_of_depth_are_those_of_the_numbers_beside_them(folder):
+    results = json.loads((RESULTS / folder / "results.json").read_text(encoding="utf-8"))
+    text = (RESULTS / folder / "depth.txt").read_text(encoding="utf-8")
+    assert depth_table.table_of(results) + "\n" == text
 
 
 def test_every_picture_and_link_of_readme_is_there():

@@ -1,6 +1,5 @@
 """Seeds trained at once are the runs of each seed, within rounding."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -44,9 +43,8 @@ def test_five_epochs_of_three_seeds_are_those_of_the_single_runs(
     digits_config, tmp_path, optimizer
 ):
     changes = {"model": SKIP_MLP, "epochs": 5, "optimizer": optimizer, "schedule": "one_cycle"}
-    configs = folders_of(
-        digits_config | changes | {"shift": 1, "batch_size": 60}, [0, 3, 4], tmp_path
-    )
+    changes |= {"shift": 1, "batch_size": 60, "label_smoothing": 0.2}
+    configs = folders_of(digits_config | changes, [0, 3, 4], tmp_path)
     train_seeds(configs)  # 110 steps
     for config in configs:
         together = load_checkpoint(Path(config["run_dir"]) / "checkpoints" / "last.pt")
@@ -54,8 +52,11 @@ def test_five_epochs_of_three_seeds_are_those_of_the_single_runs(
         for name, weights in alone["model"].items():
             torch.testing.assert_close(together["model"][name], weights, atol=2e-4, rtol=1e-3)
         for ours, theirs in zip(together["history"], alone["history"], strict=True):
-            assert ours["train/loss"] == pytest.approx(theirs["train/loss"], rel=1e-4)
             assert ours["train/lr"] == theirs["train/lr"]
+            for split in ("train", "val"):
+                loss, accuracy = f"{split}/loss", f"{split}/accuracy"
+                assert ours[loss] == pytest.approx(theirs[loss], rel=1e-4)
+                assert ours[accuracy] == pytest.approx(theirs[accuracy], abs=0.008)  # one of 144
 
 
 def test_the_comparison_sees_the_order_of_another_seed(digits_config, tmp_path):
@@ -91,14 +92,6 @@ def test_a_seed_with_dropout_is_the_same_alone_and_among_others(digits_config, t
     assert among["config"]["seed"] == 0
     assert among["test"]["loss"] == alone["test"]["loss"]
     assert among["test"]["confusion"].equal(alone["test"]["confusion"])
-
-
-def test_many_seeds_write_one_summary(digits_config, tmp_path):
-    config = digits_config | {"seeds": [0, 1, 2], "run_dir": str(tmp_path / "many"), "epochs": 2}
-    results = exercise_1_1.main(config)
-    written = json.loads((tmp_path / "many" / "results.json").read_text())
-    assert [run["config"]["seed"] for run in written["runs"]] == results["seeds"] == [0, 1, 2]
-    assert all(run["epochs"] == 2 for run in results["runs"])
 
 
 def test_where_one_seed_diverges_all_stand_where_they_were_before_that_epoch(

@@ -34,7 +34,8 @@ def finished(tmp_path_factory):
     config = exercise_1_1.config | {"dataset": "digits", "lr": 1e-3, "epochs": 2, "device": "cpu"}
     config |= {"wandb_mode": "disabled", "run_dir": str(folder)}
     results = exercise_1_1.main(config)
-    exercise_1_1.main(config | {"resume": str(folder)})
+    again = exercise_1_1.main(config | {"resume": str(folder)})
+    assert again["test"]["loss"] == results["test"]["loss"]
     return folder, results, read(folder)
 
 
@@ -48,11 +49,13 @@ def test_every_figure_is_there_once_and_as_it_was_drawn(finished):
         assert (image.step, image.width > image.height / 2) == (2, True)
 
 
-def test_training_and_validation_are_in_one_chart(finished):
+def test_training_and_validation_are_in_one_chart_and_all_else_in_its_own(finished):
     (event,) = finished[2].Tensors("custom_scalars__config__")
     (category,) = Layout.FromString(event.tensor_proto.string_val[0]).category
     tags = [list(chart.multiline.tag) for chart in category.chart]
     assert tags[:2] == [["^train/loss$", "^val/loss$"], ["^train/accuracy$", "^val/accuracy$"]]
+    alone = ("train/lr", "train/images_per_second", "weight_norm/.*", "gradient_norm/.*")
+    assert tags[2:] == [[f"^{tag}$"] for tag in alone]
 
 
 def test_the_config_is_a_text(finished):
@@ -75,6 +78,13 @@ def test_hyperparameters_and_final_numbers_make_one_row_of_a_table(finished):
     for split in ("val", "test"):
         (event,) = events.Scalars(f"best/{split}_accuracy")
         assert event.value == pytest.approx(results[split]["accuracy"])
+
+
+def test_the_final_numbers_are_those_of_the_best_epoch():
+    judged = {"accuracy": 0.5, "loss": 1.0}
+    results = {"val": judged | {"best_epoch": 3}, "test": judged | {"accuracy": 0.4}, "epochs": 9}
+    found = ending.final_numbers(results)
+    assert (found["best/epoch"], found["best/test_accuracy"]) == (3, 0.4)
 
 
 def test_the_norms_are_those_of_the_weights_of_every_layer_and_epoch(finished):

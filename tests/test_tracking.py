@@ -20,10 +20,12 @@ from tensorboard import program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import exercise_1_1
+import tracking
+from checkpoint import load_last
 from dataset import load_datasets
 from models import build_model
 from plots import read_metrics
-from tracking import describe_process, write_metrics
+from tracking import data_sha256, describe_process, git_commit, write_metrics
 from training import train
 
 
@@ -74,10 +76,13 @@ def test_tensorboard_holds_every_number_of_the_csv_file(digits_config):
     assert scalars(folder).keys() == names | {"val/loss", "val/accuracy"}
 
 
-def test_a_resumed_run_shows_no_point_twice_and_none_missing(digits_config):
+def test_a_resumed_run_is_noted_and_shows_no_point_twice_and_none_missing(digits_config):
     folder = run(digits_config | {"epochs": 3, "checkpoint_every": 2})
     (folder / "checkpoints" / "last.pt").unlink()  # as if killed after the third epoch was logged
+    reached = load_last(folder)["epoch"]
     run(digits_config | {"epochs": 5, "resume": str(folder)})
+    (part,) = json.loads((folder / "manifest.json").read_text())["resumed"]
+    assert part["after_epoch"] == reached
     assert [row["epoch"] for row in rows_of(folder)] == [1, 2, 3, 4, 5]
     assert scalars(folder) == expected_scalars(folder)
 
@@ -161,6 +166,34 @@ def test_the_manifest_tells_how_to_start_it_again(monkeypatch, module, command):
     assert describe_process(torch.device("cpu"))["command"] == command
 
 
+def test_the_hash_of_the_data_is_of_pixels_and_labels(random_images):
+    seen = {data_sha256(random_images)}
+    for column in (random_images.images, random_images.labels):
+        column.view(-1)[0] += 1
+        seen.add(data_sha256(random_images))
+    assert len(seen) == 3
+
+
+def test_a_commit_has_a_plus_where_files_differ_from_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "__file__", str(tmp_path / "tracking.py"))
+    assert git_commit() == "unknown"
+
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *who, *words], check=True, capture_output=True)
+
+    Path("file").write_text("one")
+    git("init")
+    git("add", "file")
+    git("commit", "-m", "one")
+    commit = git_commit()
+    assert len(commit) == 12
+    Path("new").touch()  # untracked, which changes nothing
+    assert git_commit() == commit
+    Path("file").write_text("two")
+    assert git_commit() == f"{commit}+"
+
+
 def test_results_json_has_the_promised_keys(digits_config):
     results = exercise_1_1.main(digits_config)
     written = json.loads((Path(digits_config["run_dir"]) / "results.json").read_text())
@@ -171,3 +204,4 @@ def test_results_json_has_the_promised_keys(digits_config):
     assert written["test"]["confusion"] == results["test"]["confusion"].tolist()
     manifest = json.loads((Path(digits_config["run_dir"]) / "manifest.json").read_text())
     assert manifest.keys() >= {"command", "commit", "torch", "device", "threads", "data_sha256"}
+    assert manifest["data_sha256"] == data_sha256(load_datasets(digits_config)[0])

@@ -205,8 +205,9 @@ def test_the_comparison_sees_a_difference_where_randomness_does_not_follow_the_e
         assert_same(comparable(straight), comparable(resumed))
 
 
-def test_best_is_the_first_epoch_of_the_highest_validation_accuracy(digits_config):
-    config = digits_config | {"epochs": 5}
+@pytest.mark.parametrize("lr", [1e-3, 1e-9])  # with the second all epochs are equal
+def test_best_is_the_first_epoch_of_the_highest_validation_accuracy(digits_config, lr):
+    config = digits_config | {"epochs": 5, "lr": lr}
     model, _, accuracies, losses = run(config)
     best = load_checkpoint(Path(config["run_dir"]) / "checkpoints" / "best.pt")
     assert len(accuracies) == len(losses) == 5

@@ -18,6 +18,7 @@ from wandb.proto import wandb_internal_pb2
 
 import exercise_1_1
 import exercise_1_3
+import wandb_sink
 from checkpoint import load_model
 
 RIGHT_SHAPE = "0123456789abcdef" * 3
@@ -131,6 +132,12 @@ def test_a_fault_of_wandb_costs_one_line_and_no_bit(
         assert [row["val/loss"] for row in wandb_history(file)] == [
             row["val/loss"] for row in rows_of(folder)
         ]
+
+
+def test_wandb_is_waited_for_as_long_as_readme_says():
+    text = (DATA.parent / "README.md").read_text(encoding="utf-8")
+    (seconds,) = re.findall(r"cannot\s+be\s+reached\s+\(after\s+(\d+)\s+seconds\)", text)
+    assert wandb_sink.SETTINGS["WANDB_INIT_TIMEOUT"] == seconds
 
 
 def test_without_wandb_installed_a_run_says_so_and_trains(
