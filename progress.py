@@ -13,15 +13,12 @@ from tracking import device_name
 
 class Progress:
     """A bar with epoch, loss, validation accuracy, best and time left; without a terminal a line an
-    epoch, free of control characters. `steps` are those of an epoch."""
+    epoch, free of control characters. `steps` are those of an epoch, `of` is what the numbers are
+    of."""
 
-    def __init__(self, epochs, steps, history, shows=True):
-        self.shows, self.epochs, self.start, self.done = (
-            shows,
-            epochs,
-            time.perf_counter(),
-            len(history),
-        )
+    def __init__(self, epochs, steps, history, shows=True, of=""):
+        self.shows, self.epochs, self.of = shows, epochs, of
+        self.start, self.done = time.perf_counter(), len(history)
         self.bar = tqdm(
             total=epochs * steps, initial=len(history) * steps,
             disable=None if shows else True, dynamic_ncols=True, file=sys.stderr,
@@ -30,7 +27,7 @@ class Progress:
 
     def watch(self, batches, epoch, check=lambda: None):
         """The batches of an epoch, counted as they pass; `check()` comes before each."""
-        self.bar.set_description(f"epoch {epoch}/{self.epochs} ", refresh=False)
+        self.bar.set_description(f"epoch {epoch}/{self.epochs}{self.of} ", refresh=False)
         for images, labels in batches:
             check()
             yield images, labels
@@ -44,7 +41,8 @@ class Progress:
         if self.bar.disable and self.shows:
             elapsed = time.perf_counter() - self.start
             left = elapsed / (row["epoch"] - self.done) * (self.epochs - row["epoch"])
-            print(f"epoch {row['epoch']}/{self.epochs}: {text}, {left:.0f} s left", flush=True)
+            done = f"epoch {row['epoch']}/{self.epochs}{self.of}"
+            print(f"{done}: {text}, {left:.0f} s left", flush=True)
 
     def close(self):
         self.bar.close()

@@ -129,8 +129,8 @@ def train_seeds(configs, workers=0):
                 f"--resume {folder} goes on"
             ) from None
         finally:
-            for child in multiprocessing.active_children():
-                child.terminate()
+            for child in multiprocessing.active_children() if running else ():
+                child.terminate()  # others end by themselves, and clean up
 
 
 @contextmanager
@@ -183,8 +183,8 @@ def train_stack(configs, shows=True):
         for member, state in zip(members, states(), strict=True):
             member.config["compile"] = config["compile"]
             held.enter_context(only_writer(member.open_folder(state, device)))
-        means = []
-        progress = Progress(config["epochs"], members[0].steps, means, shows)
+        means, of = [], f", mean of {len(members)} seeds" if len(members) > 1 else ""
+        progress = Progress(config["epochs"], members[0].steps, means, shows, of)
         held.callback(progress.close)
         for epoch in range(1, config["epochs"] + 1):
             if (parent := multiprocessing.parent_process()) and not parent.is_alive():

@@ -16,6 +16,7 @@ from checkpoint import save_checkpoint
 from dataset import ImageDataset, deskew, load_datasets
 from evaluate import Flags, Mirrored, evaluate, load_judged, main, report
 from models import CNN, build_model
+from summary import wilson
 
 
 @pytest.fixture
@@ -70,6 +71,13 @@ def test_pictures_that_came_later_are_not_taken_for_those_that_were_held_out(
         with pytest.raises(ValueError, match=r"training pictures of .* are not those .*--data_dir"):
             judge(Flags(folder))
     load_judged(Flags(folder, data_dir=str(tmp_path)))  # named, they are judged
+
+
+def test_the_report_has_the_interval_of_its_accuracy():
+    confusion = torch.tensor([[5, 0], [2, 3]])
+    low, high = wilson(8, 10)
+    said = report({"loss": 0.0, "accuracy": 0.8, "confusion": confusion}, ["a", "b"])
+    assert f"accuracy 0.8000 ({low:.4f} to {high:.4f}), 10 images" in said
 
 
 def test_a_mirrored_network_answers_alike_to_an_image_and_its_mirror_image():

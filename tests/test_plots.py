@@ -1,0 +1,61 @@
+"""What the figures of a run show."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_compare import make_run
+
+import ending
+import plots
+from plots import draw_confusion, draw_curves, draw_samples, draw_seeds
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that would be written, and what a grid would be drawn of."""
+    found = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: found.append(figure))
+    for module in (plots, ending):
+        monkeypatch.setattr(module, "draw_grid", lambda *arguments: found.append(arguments))
+    return found
+
+
+def test_the_matrix_has_a_row_a_true_class_with_counts_and_shares(drawn):
+    draw_confusion(torch.tensor([[3, 1], [0, 4]]), ["cat", 40 * "dog"], "run")
+    axis = drawn[0].axes[0]
+    counts = {(*text.get_position(), text.get_text()) for text in axis.texts}
+    assert counts == {(0, 0, "3"), (1, 0, "1"), (1, 1, "4")}
+    assert axis.images[0].get_array().tolist() == [[0.75, 0.25], [0, 1]]
+    for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
+        cat, dog = (label.get_text() for label in labels)
+        assert cat == "cat" and dog.startswith("dogdog") and len(dog) < 20
+
+
+def test_curves_are_the_columns_of_the_table_and_of_several_seeds_their_mean(drawn):
+    folders = [make_run("one", 3), make_run("two", 3)]
+    second = folders[1] / "metrics.csv"
+    second.write_text(second.read_text().replace(",1.0,", ",3.0,"))
+    draw_curves(folders[0])
+    draw_seeds("run", folders)
+    for figure, train_loss in zip(drawn, (1.0, 2.0), strict=True):
+        found = [[list(line.get_ydata()) for line in axis.lines] for axis in figure.axes]
+        assert found == [[[train_loss] * 3, [1.1] * 3], [[0.5] * 3, [0.5, 0.6, 0.7]]]
+        names = [text.get_text() for text in figure.axes[0].get_legend().texts]
+        assert names == ["training", "validation"]
+
+
+def test_samples_are_the_images_as_dealt_with_their_classes(drawn, random_images):
+    draw_samples(random_images, [random_images.sample(5)], "run")
+    ((images, titles, *_),) = drawn
+    torch.testing.assert_close(images * 255, random_images.images[::8].float(), atol=1e-3, rtol=0)
+    assert titles == [random_images.classes[label] for label in random_images.labels[::8]]
+
+
+def test_a_mistake_says_its_class_what_it_was_taken_for_and_how_surely(drawn, random_images):
+    wrong = {"index": 7, "true": 2, "predicted": 0, "confidence": 0.875}
+    ending.draw_mistakes(random_images, [wrong, wrong | {"predicted": 2}], Path("run"))
+    ((images, titles, *_),) = drawn
+    torch.testing.assert_close(images * 255, random_images.images[[7]].float())
+    true, taken, confidence = titles[0].split("\n")
+    assert (true, taken.split()[-1], confidence, len(titles)) == ("c", "a", "0.88", 1)
