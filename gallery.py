@@ -79,7 +79,10 @@ def remove_earlier(folder, rows):
         content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         earlier = [row[kind] for row in content["images"] for kind in ("path", "thumbnail")]
     drawn = {row[kind] for row in rows for kind in ("path", "thumbnail")}
-    for name in set(earlier) - drawn:
+    gone = set(earlier) - drawn
+    if gone:
+        print(f"{folder}: the {len(gone) // 2} maps that were there make room for these")
+    for name in gone:
         path = (folder / name).resolve()
         if path.is_relative_to(folder.resolve()):
             path.unlink(missing_ok=True)

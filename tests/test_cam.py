@@ -262,7 +262,7 @@ def test_the_grid_of_cells_is_drawn_where_it_is_asked_for(tmp_path, random_image
 
 
 def test_maps_that_are_drawn_anew_replace_those_before_and_leave_other_files(
-    tmp_path, random_images
+    tmp_path, random_images, capsys
 ):
     model = CNN([4], image_size=8, in_channels=1, num_classes=3)
     config = {"run_dir": str(tmp_path), "seed": 0, "cam": CHOICE}
@@ -271,8 +271,10 @@ def test_maps_that_are_drawn_anew_replace_those_before_and_leave_other_files(
     assert all((tmp_path / "cam" / row[kind]).is_file() for row in again for kind in KINDS)
     own = (tmp_path / "cam" / again[0]["path"]).with_name("own.png")
     own.write_text("a picture of the user's")
+    assert "make room" not in capsys.readouterr().out
     (row,) = cam(model, random_images, config | {"cam": CHOICE | {"indices": [3]}})
     assert {*(tmp_path / "cam").rglob("*.png")} == {own, tmp_path / "cam" / row["path"]}
+    assert "the 6 maps that were there make room for these" in capsys.readouterr().out
 
 
 def test_named_images_are_drawn_in_the_order_given_and_missing_ones_refused(
