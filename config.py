@@ -154,7 +154,7 @@ def parse_config(config, presets=None, args=None):
             model = started.get("model", base.get("model"))  # whole: its defaults are not ours
             base = merge(base, started) | {"model": model, "resume": resume}
         elif preset is None and not explains:
-            preset = preset_of_dict(base, find_flag(args, "--dataset"), presets)
+            preset = choose_preset(base, find_flag(args, "--dataset"), presets)
         if preset in presets:
             base = merge(base, presets[preset]) | {"preset": preset}
         base = with_kind(base, find_flag(args, "--model.kind"))
@@ -166,28 +166,28 @@ def parse_config(config, presets=None, args=None):
         refuse(error)
 
 
-def preset_of_dict(config, dataset, presets):
-    """The preset that the dict names, or else the one that is called like the data set.
+def choose_preset(config, dataset, presets):
+    """The preset that the dict names, or else the one that is called like --dataset, if any."""
+    named = config["preset"]
+    if named == "none":
+        announce_preset(config, dataset, presets)
+        return dataset if dataset in presets else "none"
+    if named not in presets:
+        known = ", ".join(["none", *presets])
+        raise ValueError(f"preset {shown(named)} is none of this script's: {known}")
+    return named
 
-    `dataset` is that of the flag, or None. Says what a data set brings with it, and instead of
-    what; a data set that is written into the dict brings nothing, but a line says what it could.
-    """
-    named, written = config["preset"], config.get("dataset")
-    if named != "none":
-        if named not in presets:
-            known = ", ".join(["none", *presets])
-            raise ValueError(f"preset {shown(named)} is none of this script's: {known}")
-        return named
-    changed = differences(config, merge(config, presets.get(dataset or str(written), {})))
+
+def announce_preset(config, dataset, presets):
+    """Print what the preset of a data set sets instead of what; where the data set is written into
+    the dict, which brings nothing else, what it would set."""
+    name = dataset or str(config.get("dataset"))
+    changed = differences(config, merge(config, presets.get(name, {})))
     changed.pop("dataset", None)
     told = ", ".join(f"{key} {new} instead of {old}" for key, (old, new) in changed.items())
-    if dataset in presets:
-        if rank() == 0:
-            print(f"preset {dataset}: {told} (--preset none leaves that out)")
-        return dataset
-    if told and dataset is None and rank() == 0:
-        print(f"--preset {written} would set {told}")
-    return "none"
+    if told and rank() == 0:
+        brought = f"preset {name}: {told} (--preset none leaves that out)"
+        print(brought if dataset else f"--preset {name} would set {told}")
 
 
 def with_kind(config, kind):
