@@ -14,7 +14,7 @@ import exercise_1_1
 from benchmarks import cifar
 from evaluate import Flags, evaluate, load_judged
 from studies import depth_table, mirrored, trust_table
-from studies.experiments import RESULTS, add, load_experiments
+from studies.experiments import RESULTS, Experiment, add, load_experiments
 from studies.report import paired, reflow, render, share
 from studies.report_figures import draw_figures
 
@@ -145,6 +145,12 @@ def test_a_seed_that_was_trained_apart_is_one_more_run_of_its_experiment(digits_
     add("small-seed_3", results)
     with pytest.raises(ValueError, match=r"small-seed_3 repeats a seed of exercise_1_1-small"):
         load_experiments(results)
+
+
+def test_the_best_until_an_epoch_looks_no_further():
+    rows = [{"val/accuracy": accuracy} for accuracy in (0.5, 0.7, 0.6, 0.9)]
+    experiment = Experiment("a", {}, {}, [rows, rows[::-1]], [])
+    assert experiment.best_until(3) == [0.7, 0.9]
 
 
 def test_a_run_that_has_not_finished_is_refused(tmp_path):
