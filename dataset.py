@@ -198,12 +198,14 @@ def deskew(images):
 
 def _deskew(images):
     height, width = images.shape[-2:]
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    y, x = (torch.arange(side, dtype=torch.float64) for side in (height, width))
     weights = images[:, 0].double()
-    weights = weights / weights.sum((1, 2), keepdim=True).clamp(min=1)
-    middle_y, middle_x = ((weights * at).sum((1, 2)) for at in (y, x))
-    from_y, from_x = y - middle_y[:, None, None], x - middle_x[:, None, None]
-    covariance, variance = ((weights * from_y * at).sum((1, 2)) for at in (from_x, from_y))
+    weights /= weights.sum((1, 2), keepdim=True).clamp(min=1)
+    rows, along_x = weights.sum(2), weights @ x  # (n, H): the weight of a row, and that times x
+    middle_y, middle_x = rows @ y, along_x.sum(1)
+    from_y = y - middle_y[:, None]
+    covariance = (from_y * (along_x - middle_x[:, None] * rows)).sum(1)
+    variance = (from_y**2 * rows).sum(1)
     slant = (covariance / variance.clamp(min=1e-9)).clamp(-1, 1)
     maps = torch.eye(2, 3).repeat(len(images), 1, 1)  # in [-1, 1], as affine_grid has it
     maps[:, 0, 1] = slant * height / width
