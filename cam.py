@@ -189,7 +189,9 @@ def load_explained(config):
     model.to(choose_device(config["device"]))
     sets = load_as_trained(config, state["data"], path)
     if not elsewhere:
-        check_same_data(path.parents[1], sets[0], "name what to explain by --data_dir")
+        check_same_data(
+            path.absolute().parent.parent, sets[0], "name what to explain by --data_dir"
+        )
     return model, config, sets, state["epoch"]
 
 

@@ -172,7 +172,7 @@ def choose_preset(config, dataset, presets):
     if named == "none":
         announce_preset(config, dataset, presets)
         return dataset if dataset in presets else "none"
-    if named not in presets:
+    if not isinstance(named, str) or named not in presets:
         known = ", ".join(["none", *presets])
         raise ValueError(f"preset {shown(named)} is none of this script's: {known}")
     return named

@@ -82,6 +82,14 @@ def test_what_is_too_wide_for_the_terminal_is_wrapped_and_all_there():
     assert compared(runs, 999).splitlines()[0].startswith("run ")
 
 
+def test_where_the_figure_cannot_be_written_the_table_is_there(capsys):
+    folder = make_run("one", 3)
+    (folder.parent / "compared.png").mkdir()
+    compare([folder])
+    said = capsys.readouterr()
+    assert "one" in said.out and "warning: compared.png could not be written" in said.err
+
+
 def test_a_folder_that_is_no_run_is_one_line():
     Path("empty").mkdir()
     with pytest.raises(ValueError, match="only figures of earlier comparisons"):

@@ -315,9 +315,11 @@ def test_a_preset_that_is_written_into_the_dict_is_laid_over_it_and_a_wrong_one_
     written = exercise_1_1.config | {"preset": "best"}
     config = parse_config(written, presets, ["--epochs", "3", "--dataset", "digits"])
     assert (config["lr"], config["epochs"], config["preset"]) == (0.5, 3, "best")
-    with pytest.raises(SystemExit):
-        parse_config(written | {"preset": "bset"}, presets, [])
-    assert "preset 'bset' is none of this script's: none, best" in capsys.readouterr().err
+    for wrong in ("bset", ["best"]):
+        with pytest.raises(SystemExit):
+            parse_config(written | {"preset": wrong}, presets, [])
+        said = f"preset {wrong!r} is none of this script's: none, best"
+        assert said in capsys.readouterr().err
 
 
 def test_of_a_flag_that_stands_twice_the_last_counts_everywhere():

@@ -25,8 +25,12 @@ def finished(digits_config):
     return Path(digits_config["run_dir"]), results
 
 
-def test_a_run_is_judged_again_to_the_same_numbers(finished):
+def test_a_run_is_judged_again_to_the_same_numbers(finished, monkeypatch):
     folder, results = finished
+    folder = folder.absolute()
+    with monkeypatch.context() as patch:
+        patch.chdir(folder / "checkpoints")
+        assert len(load_judged(Flags("best.pt"))[1]) == 359  # a bare name has no folder above it
     for run in (folder, folder / "checkpoints" / "best.pt"):
         again = evaluate(*load_judged(Flags(str(run))))
         assert again["accuracy"] == results["test"]["accuracy"]

@@ -114,6 +114,14 @@ def test_a_network_of_upright_images_gets_upright_ones(tmp_path, checkpoint):
     assert torch.equal(upright.images, deskew(leaning.images))
 
 
+def test_a_folder_that_cannot_be_written_is_named_with_the_flag(tmp_path, checkpoint, capsys):
+    photos = write_photos(tmp_path / "photos")
+    with pytest.raises(SystemExit):
+        explain(checkpoint(), photos / "a.png", out=str(photos / "a.png" / "maps"))
+    assert "a.png/maps cannot be written" in (said := capsys.readouterr().err)
+    assert "--out" in said
+
+
 def test_a_contrast_of_photos_is_drawn(tmp_path, checkpoint):
     folder = write_photos(tmp_path / "photos")
     explain(checkpoint(), folder / "a.png", out=str(tmp_path / "out"), contrast="dog,cat")
