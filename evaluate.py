@@ -16,6 +16,7 @@ import torch
 import tyro
 from torch import nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from checkpoint import find_checkpoint, load_trained
 from dataset import ImageDataset, load_as_trained
@@ -27,6 +28,7 @@ from summary import wilson
 from tracking import check_same_data
 
 PIXELS = 2**20  # of the images that are judged at once: the maps of more take gigabytes
+PATIENCE = 3  # seconds of judging without a word
 
 
 @torch.no_grad()
@@ -60,10 +62,13 @@ def evaluate(model: nn.Module, dataset: ImageDataset, batch_size: int | None = N
 
 @torch.no_grad()
 def predict(model, dataset, first, last, batch_size=None):
-    """Yield (logits, labels) of the images from `first` to before `last`, in batches."""
+    """Yield (logits, labels) of the images from `first` to before `last`, in batches; on a terminal
+    with a bar, where it takes long."""
     device = next(model.parameters()).device
     batch_size = batch_size or max(1, min(1024, PIXELS // prod(dataset.images.shape[-2:])))
-    for start in range(first, last, batch_size):
+    starts = range(first, last, batch_size)
+    off = True if rank() else None  # None: off without a terminal
+    for start in tqdm(starts, "judging", leave=False, delay=PATIENCE, disable=off):
         rows = slice(start, min(start + batch_size, last))
         images, labels = dataset.images[rows].to(device), dataset.labels[rows].to(device)
         images = dataset.normalise(images).contiguous(memory_format=torch.channels_last)

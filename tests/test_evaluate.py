@@ -1,6 +1,8 @@
 """`python evaluate.py`: what a finished run reached, again from its folder."""
 
 import json
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,22 @@ def test_a_run_is_judged_again_to_the_same_numbers(finished, monkeypatch):
         assert again["loss"] == pytest.approx(results["test"]["loss"])
     val = evaluate(*load_judged(Flags(str(folder), split="val")))
     assert val["accuracy"] == results["val"]["accuracy"]
+
+
+def test_judging_that_takes_long_shows_a_bar_on_a_terminal_alone(monkeypatch, capsys):
+    def slow(images):
+        time.sleep(0.05)
+        return torch.eye(2)[torch.zeros(len(images), dtype=torch.long)]
+
+    images = torch.zeros(8, 1, 2, 2, dtype=torch.uint8)
+    dataset = ImageDataset(images, torch.zeros(8, dtype=torch.long), ["a", "b"], [0.5], [0.5])
+    model = CNN([2], image_size=2, in_channels=1, num_classes=2)
+    monkeypatch.setattr(model, "forward", slow)
+    for terminal, patience, shown in ((False, 0.1, False), (True, 60, False), (True, 0.1, True)):
+        monkeypatch.setattr("evaluate.PATIENCE", patience)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
+        assert evaluate(model, dataset, batch_size=1)["accuracy"] == 1
+        assert ("judging" in capsys.readouterr().err) == shown
 
 
 def test_a_network_of_upright_digits_is_judged_on_upright_ones(digits_config, tmp_path):
