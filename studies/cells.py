@@ -60,16 +60,17 @@ def load_sets(config, device):
 def seed_by_seed(measure_cell, data_dir, device):
     """measure(config) = measure_cell(complete config, training set, validation set, device).
 
-    The sets stay loaded while the seed stays the same.
+    The sets stay loaded while seed and `deskew` stay the same.
     """
     loaded = {}
 
     def measure(config):
         complete = defaults | config | {"data_dir": data_dir}
-        if config["seed"] not in loaded:
+        key = complete["seed"], complete["deskew"]
+        if key not in loaded:
             loaded.clear()
-            loaded[config["seed"]] = load_sets(complete, device)
-        return measure_cell(complete, *loaded[config["seed"]], device)
+            loaded[key] = load_sets(complete, device)
+        return measure_cell(complete, *loaded[key], device)
 
     return measure
 

@@ -89,7 +89,7 @@ def render():
     runs = load_experiments()
     benchmarks = load_json("benchmarks-amd-epyc-2-cores.json")
     depth = {name: load_json(f"depth/{name}/results.json") for name in ("mlp", "cnn", "stall")}
-    ingredients = load_json("ingredients/results.json")
+    ingredients = {n: load_json(f"ingredients/{n}/results.json") for n in ("cnn", "mlp")}
     text = environment.get_template("README.md.jinja").render(
         runs=runs,
         mlp_figure=drawable("mlp", runs),
@@ -104,8 +104,8 @@ def render():
         **tell_depth(depth["mlp"]),
         cnn=tell_depth(depth["cnn"]),
         stall=tell_stall(depth["stall"]),
-        ingredients=tell_ingredients(ingredients),
-        ingredients_settings=ingredients and ingredients["settings"],
+        ingredients=tell_ingredients(ingredients["cnn"]),
+        ingredients_settings=ingredients["cnn"] and ingredients["cnn"]["settings"],
         **tell_trust(load_json("trust/trust.json")),
         networks=tell_networks(runs),
         **tell_speed(benchmarks),
@@ -199,13 +199,13 @@ def tell_stall(study):
 
 
 def tell_ingredients(study):
-    """What is left out of the best CNN, what that reaches a seed, and what it costs, in points:
+    """What is left out of a preset best, what that reaches a seed, and what it costs, in points:
     nothing first, then what costs most."""
     reached = {}
     for cell in study["cells"] if study else []:
         plain, mirrored = reached.setdefault(cell["config"]["arm"], ([], []))
         plain.append(cell["history"][-1]["val/accuracy"])
-        mirrored.append(cell["mirrored"])
+        mirrored.append(cell.get("mirrored"))  # digits have no mirror image
     rows = [
         {"name": name, "plain": plain, "mirrored": mirrored}
         | {"cost": paired(reached["nothing"][0], plain) if name != "nothing" else None}
