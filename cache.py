@@ -115,8 +115,9 @@ def _build(paths, cache, split, config):
                 file.flush()
                 os.fsync(file.fileno())
                 write_json(progress, state)
+        notes = _notes_of(state)
         partial.replace(cache)
-        notes = _notes_of(state) | {"sha256": _sample(cache, _count(state), config)}
+        notes |= {"sha256": _sample(cache, _count(state), config)}
         write_json(cache.with_suffix(".json"), notes)
     except OSError as error:
         raise ValueError(f"{cache.parent}: {split} cannot be cached ({error.strerror})") from None

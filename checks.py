@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from rules import CONVOLUTIONAL, DATASETS, check_values, shown
+from rules import CONVOLUTIONAL, DATASETS, MODEL, check_values, shown
 
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # bytes, or "max"
 LONGEST_NAME = 200  # bytes of a folder's name: systems take 255, and some names grow from it
@@ -115,7 +115,7 @@ def fit_model(config, known=None):
     MLP are checked against it; ends that were written for another known data set follow this one.
     """
     model = copy.deepcopy(config["model"])
-    if model["kind"] == "resnet18":
+    if "layers" not in MODEL[model["kind"]]:
         return {"num_classes": (known or data_shape(config))[1]} | model
     if model["kind"] == "cnn":
         if not {"image_size", "in_channels", "num_classes"} <= model.keys():

@@ -27,7 +27,8 @@ def tool(name):
     beside = Path(python()).with_name(f"{name}.exe" if os.name == "nt" else name)
     if beside.is_file():
         return [str(beside)]
-    return [name] if beside.parent == Path() and shutil.which(name) else [python(), "-m", name]
+    module = {"tensorboard": "tensorboard.main"}.get(name, name)
+    return [name] if beside.parent == Path() and shutil.which(name) else [python(), "-m", module]
 
 
 def script(name):

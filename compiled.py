@@ -41,14 +41,14 @@ def choose_compiled(config, model, device, steps):
         f"{world()} processes train together": world() > 1,
         f"a step cannot be compiled for {device.type}": device.type not in WORTH_IT,
         f"the optimizer is {config['optimizer']}": config["optimizer"] == "muon"
-        or (cpu and config["optimizer"] == "sgd"),
+        or (cpu and config["optimizer"] not in ("adam", "adamw")),
         "the network keeps statistics or convolves": cpu and any(True for _ in model.buffers()),
         "the precision is not float32": cpu and config["precision"] == "bfloat16",
         "there is no C++ compiler": cpu and not any(map(shutil.which, ("g++", "clang++", "cl"))),
     }
     why_not = [reason for reason, holds in reasons.items() if holds]
     aloud = config["compile"] == "on" or world() > 1
-    if why_not and (aloud or "compiler" in why_not[-1]):
+    if why_not and (aloud or "compiler" in why_not[0]):
         print(f"the plain step is taken: {why_not[0]}", file=sys.stderr)
     return not why_not
 

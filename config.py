@@ -1,6 +1,6 @@
 """The configuration: shared defaults, presets, flags, and what a run is resumed from.
 
-Imports nothing heavy, so that `--help` and a mistyped flag answer at once.
+Imports nothing heavy.
 """
 
 import copy
@@ -18,7 +18,7 @@ defaults = {  # --help shows what stands beside a key
     # data
     "data_dir": "data",  # the folder that data sets are read from and downloaded to
     "val_fraction": 0.1,  # share of the training images held out; the split is fixed by the seed
-    "image_size": 0,  # pixels a side; larger images are shrunk to it, 0 takes them as they are
+    "image_size": 0,  # pixels a side: larger images are shrunk to it, own pictures brought to it
     "resize": "squash",  # images that are not square are squashed, cropped or padded
     "deskew": False,  # grey images are sheared until what they show stands upright
     "hold_out_boxed": False,  # imagenette: train without the 366 images whose objects are boxed
@@ -161,6 +161,8 @@ def parse_config(config, presets=None, args=None):
         check_values(base)  # flags take their types from it
         parsed = check_config(parse_flags(base, ["none", *presets], args))
         check_explained(merge(defaults, config), parsed)
+        if explains and find_flag(args, "--data_dir"):  # "data" is a choice, too, where it is named
+            parsed["data_dir"] = str(Path(parsed["data_dir"]).absolute())
         return parsed
     except (ValueError, OSError) as error:
         refuse(error)

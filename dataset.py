@@ -191,8 +191,11 @@ def deskew(images):
 
     Every row is moved by its distance from the middle times the slant, the covariance of x and y
     over the variance of y, where the brightness weighs the pixels (second moments: LeCun et al.
-    1998). It is at most 1: a line that lies cannot be set up.
+    1998). It is at most 1: a line that lies cannot be set up. Raises ValueError for coloured ones.
     """
+    if images.shape[1] != 1:
+        raise ValueError(f"deskew is for grey images, these have {images.shape[1]} channels: "
+                         f"leave it out")  # fmt: skip
     return torch.cat([_deskew(block) for block in images.split(4096)])
 
 

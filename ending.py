@@ -87,7 +87,7 @@ def draw_mistakes(dataset, rows, folder):
 def find_pictures(folder, most=60):
     """{tag: path} of the PNG files of a run: its plots, and the first of its class maps."""
     plots = {f"plots/{path.stem}": path for path in sorted((folder / "plots").glob("*.png"))}
-    maps = sorted((folder / "cam").glob("*/*.png"), key=lambda path: path.stem.split("_")[1:2])
+    maps = sorted((folder / "cam").glob("*/*.png"), key=lambda path: int(path.stem.split("_")[1]))
     return plots | {f"cam/{p.parent.name}/{p.stem}": p for p in sorted(maps[:most])}
 
 

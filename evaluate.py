@@ -60,6 +60,11 @@ def evaluate(model: nn.Module, dataset: ImageDataset, batch_size: int | None = N
     }
 
 
+def as_metrics(result, split):
+    """{split/name: value} of what `evaluate` returned, as the loop logs it: all but the matrix."""
+    return {f"{split}/{name}": value for name, value in result.items() if name != "confusion"}
+
+
 @torch.no_grad()
 def predict(model, dataset, first, last, batch_size=None):
     """Yield (logits, labels) of the images from `first` to before `last`, in batches; on a terminal

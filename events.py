@@ -48,6 +48,17 @@ class EventFile:
         self.file.close()
 
 
+def last_step(folder):
+    """The largest step that the event files in `folder` have scalars of; 0 where there is none."""
+    if not (paths := sorted(Path(folder).glob("events*"))):
+        return 0
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader as Read
+
+    events = [event for path in paths for event in Read(str(path)).Load()]
+    scalars = [e for e in events if any(v.HasField("simple_value") for v in e.summary.value)]
+    return max((event.step for event in scalars), default=0)
+
+
 class _Whole:
     """A file whose write writes everything; a raw one may stop at the end of the disk."""
 

@@ -27,12 +27,16 @@ NOTE = re.compile(r'^ +"(\w+)": .*?,  # (.+)$', re.MULTILINE)
 
 
 def find_flag(args, name):
-    """The value that follows `name` among the arguments, where it stands last; None without one."""
+    """The value that follows `name` among the arguments, where it stands last; None without one.
+    Like tyro it takes --data-dir for --data_dir."""
     found = None
     for argument, following in pairwise([*args, "--"]):
-        if argument.startswith(f"{name}="):
-            found = argument.removeprefix(f"{name}=")
-        elif argument == name and not following.startswith("--"):
+        flag, assigned, value = argument.partition("=")
+        if flag.replace("-", "_") != name.replace("-", "_"):
+            continue
+        if assigned:
+            found = value
+        elif not following.startswith("--"):
             found = following
     return found
 

@@ -68,7 +68,7 @@ def write_pages(folder, rows, activation, classes):
     write_gallery(folder, rows, "Class activation maps", classes)
     print(
         f"{len(rows)} maps in {folder}, index.html shows them; worst |mean + bias - logit| "
-        f"{worst:.1e} of the logit"
+        f"{worst:.1e} of an image's largest logit"
     )
 
 

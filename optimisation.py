@@ -4,6 +4,8 @@ import math
 
 import torch
 
+ADAMS = ("adam", "adamw", "muon")  # they share Adam's state
+
 
 def make_optimizer(model, config):
     """Adam (Kingma, Ba 2015), AdamW (Loshchilov, Hutter 2019), SGD with Nesterov momentum, or Muon.
@@ -15,7 +17,7 @@ def make_optimizer(model, config):
     if config["optimizer"] == "sgd":
         nesterov = config["momentum"] > 0
         settings |= {"momentum": config["momentum"], "nesterov": nesterov}
-    elif weights[0].is_cuda:
+    elif config["optimizer"] in ADAMS and weights[0].is_cuda:
         settings["capturable"] = True  # its step count lies on the GPU, where a graph can add to it
     if config["optimizer"] == "muon":
         settings["momentum"] = config["momentum"]

@@ -23,7 +23,7 @@ from checks import memory_bytes
 from compiled import WORTH_IT, make_step, mean_losses
 from dataset import draw_epoch, load_datasets, prepare
 from devices import choose_device, keep_on
-from evaluate import evaluate
+from evaluate import as_metrics, evaluate
 from interruption import Stopped, stop_requests
 from models import MLP, SkipMLP, build_model
 from norms import Norms
@@ -243,8 +243,8 @@ class Member:
 
     def end_epoch(self, metrics, state):
         """Judge the network, and keep what it has reached."""
-        epoch, val = len(self.history) + 1, evaluate(self.model, self.val_set)
-        metrics |= {"val/loss": val["loss"], "val/accuracy": val["accuracy"]}
+        epoch = len(self.history) + 1
+        metrics |= as_metrics(evaluate(self.model, self.val_set), "val")
         self.history.append({"epoch": epoch} | metrics)
         self.lengths[epoch] = self.norms(epoch)
         self.writer.save(self.whole(state))

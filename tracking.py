@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from checks import first_line
 from distributed import first_only, rank, world
-from events import EventFile
+from events import EventFile, last_step
 from files import write_json, write_whole
 from outcome import leave_behind
 from summaries import chart_layout, config_text, hparams_start
@@ -174,7 +174,7 @@ def processor_name():
 
 
 def data_sha256(dataset):
-    """A SHA-256 of up to 1,000 evenly spread images and all labels."""
+    """A SHA-256 of all labels and of evenly spread images, 1,000 to 1,999 of them, or all."""
     step = max(1, len(dataset) // 1000)
     digest = hashlib.sha256(dataset.images[::step].cpu().contiguous().numpy().tobytes())
     digest.update(dataset.labels.cpu().numpy().tobytes())
@@ -196,9 +196,9 @@ class Tracker:
         self.wandb_id, self.config, self.norms = None, config, norms
         if rank() > 0:
             return
-        written = any((folder / "tensorboard").glob("events*"))
-        self.purge_step = len(history) + 1 if written else 1
-        self.unwritten = [] if written else list(history)  # what TensorBoard does not have yet
+        last = min(last_step(folder / "tensorboard"), len(history))
+        self.purge_step = last + 1
+        self.unwritten = list(history[last:])  # what TensorBoard does not have yet
         self.wandb = WandbSink(folder, config if wandb else {"wandb_mode": "disabled"}, wandb_id)
         for row in [] if wandb_id else history:
             self.wandb.log(row)

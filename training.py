@@ -29,7 +29,7 @@ from distributed import (
     shared_step,
     world,
 )
-from evaluate import evaluate
+from evaluate import as_metrics, evaluate
 from interruption import stop_requests
 from models import convolves, whiten
 from norms import Norms
@@ -150,9 +150,8 @@ def train_held(model, train_set, val_set, config, held):
         losses, metrics = train_epoch(step, dealt, schedule, sizes)
         check_finite(losses, model, epoch, schedule)
         average_statistics(model)
-        val = evaluate(model, val_set)
         metrics["train/lr"] = optimizer.param_groups[0]["lr"]
-        metrics |= {"val/loss": val["loss"], "val/accuracy": val["accuracy"]}
+        metrics |= as_metrics(evaluate(model, val_set), "val")
         history.append({"epoch": epoch} | metrics)
         tracker.log(metrics, epoch)
         progress.report(history)

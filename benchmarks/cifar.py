@@ -9,6 +9,7 @@ image at a time. Every contender has a process of its own.
 """
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -79,7 +80,7 @@ def lab(model, train_set, config, limit):
     start = time.perf_counter()
     with freed_memory_kept():
         train_epoch(step, islice(batches(train_set, config, 1), limit), schedule)
-    count = limit * config["batch_size"] if limit else len(train_set)
+    count = min((limit or 704) * config["batch_size"], len(train_set))
     return time.perf_counter() - start, count
 
 
@@ -120,6 +121,10 @@ def main(flags):
             done.append(run_contender("benchmarks.cifar", name, *arguments))
     results, rows = {}, []
     for name, done in runs.items():
+        if error := next((run["error"] for run in done if "error" in run), None):
+            results[name] = {"error": error}
+            rows.append((name, error[:40], "", "", "", ""))
+            continue
         seconds = [run["seconds_an_epoch"] for run in done]
         accuracies = [run["val_accuracy"] for run in done]
         deviation = stdev(accuracies) if len(done) > 1 else 0.0
@@ -127,7 +132,7 @@ def main(flags):
             "val_accuracy_mean": fmean(accuracies),
             "val_accuracy_std": deviation,
         }
-        s["times_faster"] = results["plain loop"]["median"] / s["median"]
+        s["times_faster"] = results["plain loop"].get("median", math.nan) / s["median"]
         cells = [f"{s[key]:.1f}" for key in ("median", "min", "max")]
         accuracy = f"{s['val_accuracy_mean']:.4f} +- {deviation:.4f}"
         rows.append((name, *cells, f"{s['times_faster']:.2f}", accuracy))

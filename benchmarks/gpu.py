@@ -6,7 +6,7 @@
 The plain loop is what most tutorials have: float images on the host, a copy to the device every
 batch, float32, Adam, `loss.item()` every step. Before anything is timed, the lab's first ten losses
 must be those of the CPU. Data sets that are not in data/ are listed as not run. Writes
-results/gpu-<name>.json.
+results/benchmarks-gpu-<name>.json.
 """
 
 import tempfile

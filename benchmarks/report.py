@@ -56,16 +56,20 @@ def spread(values):
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
-def print_table(title, header, rows):
-    """Rows of text in columns, the first left-aligned."""
+def columns(header, rows):
+    """Rows of text under a header, the first column to the left."""
     table = [header, *rows]
-    widths = [max(len(str(row[i])) for row in table) for i in range(len(header))]
-    print(f"\n{title}")
+    widths = [max(len(row[k]) for row in table) for k in range(len(header))]
+    lines = []
     for row in table:
-        first, *rest = (str(cell) for cell in row)
-        cells = [first.ljust(widths[0])]
-        cells += [c.rjust(w) for c, w in zip(rest, widths[1:], strict=True)]
-        print("  ".join(cells))
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def print_table(title, header, rows):
+    print(f"\n{title}\n{columns(header, rows)}")
 
 
 def write_results(name, results, folder, machine=None):

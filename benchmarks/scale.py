@@ -118,10 +118,12 @@ def main(flags):
     options = ("--images", flags.images, "--size", flags.size)
     results = {f"{s}x": run_contender("benchmarks.scale", str(s), *options) for s in flags.factors}
     header = ("pictures", "decode ms", "open again ms", "epoch ms", "peak MiB", "MiB after")
-    rows = [
-        (f"{s * flags.images:,}", *(f"{v:.3f}" for v in results[f"{s}x"].values()))
-        for s in flags.factors
-    ]
+    rows = []
+    for factor in flags.factors:
+        result = results[f"{factor}x"]
+        cells = [result["error"][:40]] if "error" in result else result.values()
+        cells = [cell if isinstance(cell, str) else f"{cell:.3f}" for cell in cells]
+        rows.append((f"{factor * flags.images:,}", *cells, *[""] * (5 - len(cells))))
     print_table("time an image", header, rows)
     if flags.factors == (1,):
         write_results(f"scale-{flags.images}", vars(flags) | {"sizes": results}, flags.folder)

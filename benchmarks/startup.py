@@ -15,6 +15,7 @@ from statistics import median
 import tyro
 
 from benchmarks.report import Output, print_table, spread, write_results
+from exits import exit_cleanly
 
 CHILD = """
 import json, sys, time
@@ -55,11 +56,14 @@ class Flags(Output):
     """"disabled" shows what W&B costs"""
 
 
+@exit_cleanly
 def main(flags):
     rounds = []
     for _ in range(flags.rounds + 1):
         command = [sys.executable, "-c", CHILD, str(time.time()), flags.wandb_mode]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ValueError(f"the exercise did not start: {done.stderr.strip().splitlines()[-1]}")
         rounds.append(json.loads(done.stdout.strip().splitlines()[-1]))
     rounds = rounds[1:]  # the first one warms the disk's cache
     parts = {name: spread([r[name] for r in rounds]) for name in rounds[0]}

@@ -31,7 +31,7 @@ class PlainFormatter(LogFormatter):
 
 def draw_figures(results, folder):
     """depth and gradients-<depth>, or curves for the stall, as .png and .svg in `folder`."""
-    with plt.rc_context({"svg.hashsalt": "depth", "svg.fonttype": "path"}):
+    with plt.rc_context({"svg.hashsalt": "depth"}):
         if results["settings"]["network"] == "stall":
             save(draw_curves(results), folder / "curves")
             return

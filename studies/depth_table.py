@@ -4,7 +4,7 @@ from statistics import fmean, median, stdev
 
 from scipy import stats
 
-from studies.trust_table import columns
+from benchmarks.report import columns
 
 GROUPS = {  # arms that stand side by side in a table, and their differences
     "mlp": {

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 
 from dataset import batches, derive_seed
-from evaluate import evaluate
+from evaluate import as_metrics, evaluate
 from models import count_parameters
 from optimisation import Schedule, make_optimizer
 from steps import batch_sizes, plain_step, train_epoch, uses_bfloat16
@@ -68,8 +68,7 @@ def judge(model, dataset, split, config, device):
     """{split/loss, split/accuracy}, in the precision of the training."""
     bfloat16 = uses_bfloat16(config, device)
     with torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext():
-        result = evaluate(model, dataset, batch_size=500)
-    return {f"{split}/{key}": result[key] for key in ("loss", "accuracy")}
+        return as_metrics(evaluate(model, dataset, batch_size=500), split)
 
 
 def finite(value):

@@ -85,10 +85,10 @@ def mosaics(pixels):
 
 
 def hsv_grid(hues, saturations, values, size):
-    """Pictures (n, 3, size, size) of one colour each, hue by hue, and the colours (n, 3)."""
+    """Pictures (n, 3, size, size) of one colour each, hue by hue."""
     colours = [colorsys.hsv_to_rgb(h, s, v) for h in hues for s in saturations for v in values]
     colours = torch.tensor(colours) * 255
-    return colours[:, :, None, None].expand(-1, -1, size, size), colours
+    return colours[:, :, None, None].expand(-1, -1, size, size)
 
 
 def skies(size, generator):

@@ -61,7 +61,7 @@ def colours(subject, parachutes, generator):
     hues, saturations, values = (
         torch.linspace(*span).tolist() for span in ((0, 23 / 24, 24), (0.15, 0.9, 4), (0.2, 1, 9))
     )
-    grid, _ = edits.hsv_grid(hues, saturations, values, size)
+    grid = edits.hsv_grid(hues, saturations, values, size)
     probabilities = torch.cat([subject.predict(block) for block in grid.split(96)])
     axes = {"hues": hues, "saturations": saturations, "values": values}
     shape = (len(hues), len(saturations), len(values), -1)

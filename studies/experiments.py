@@ -65,7 +65,8 @@ def load_experiments(folder=RESULTS):
         results = json.loads(path.read_text(encoding="utf-8"))
         if "exercise" in results:
             manifest = json.loads(path.with_name("manifest.json").read_text(encoding="utf-8"))
-            metrics = [read_metrics(p) for p in sorted(path.parent.glob("metrics*.csv"))]
+            seeds = [f"-seed_{run['config']['seed']}" for run in results.get("runs", [])] or [""]
+            metrics = [read_metrics(path.with_name(f"metrics{seed}.csv")) for seed in seeds]
             name, mirrored = path.parent.name, path.with_name("mirrored.json")
             both = json.loads(mirrored.read_text(encoding="utf-8")) if mirrored.is_file() else {}
             experiments[name] = Experiment(
@@ -73,6 +74,8 @@ def load_experiments(folder=RESULTS):
             )
     for name in [name for name in experiments if APART.fullmatch(name)]:
         whole = APART.fullmatch(name)[1]
+        if whole not in experiments:
+            raise ValueError(f"{folder / name} is one more seed of {whole}: add that, too")
         experiments[whole] = with_seed(experiments[whole], experiments.pop(name))
     return experiments
 

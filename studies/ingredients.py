@@ -13,7 +13,6 @@ is left out, seed) is a file in cells/ of --out, and the same command goes on af
 one. Writes results.json.
 """
 
-import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,6 @@ import tyro
 
 import exercise_1_1
 import exercise_1_3
-from checks import data_shape
 from config import defaults, merge
 from devices import choose_device, freed_memory_kept
 from evaluate import Mirrored
@@ -104,10 +102,6 @@ def cell_configs(settings):
             if network == "cnn":
                 divisor = 4 if name == "half of the channels" else 2
                 cell["model"]["layers"] = narrowed(best["model"]["layers"], divisor)
-            else:
-                (shape, classes) = data_shape(defaults | cell)
-                ends = [math.prod(shape), *cell["model"]["layers"][1:-1], classes]
-                cell["model"]["layers"] = ends
             configs.append(cell)
     return configs
 
@@ -155,6 +149,8 @@ def complete(flags):
     }.items():
         if not rule.holds(settings[key]):
             raise ValueError(f"--{key} must be {rule.words}, got {settings[key]}")
+    if len(set(settings["seeds"])) < len(settings["seeds"]):
+        raise ValueError(f"--seeds must be different numbers, got {settings['seeds']}")
     return settings
 
 

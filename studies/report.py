@@ -62,7 +62,8 @@ def paired(ours, theirs):
     interval of Student's t."""
     differences = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
     mean, error = fmean(differences), stdev(differences) / len(differences) ** 0.5
-    low, high = stats.t.interval(0.95, len(differences) - 1, mean, error)
+    bounds = stats.t.interval(0.95, len(differences) - 1, mean, error) if error else (mean, mean)
+    low, high = bounds
     return {"mean": mean, "low": low, "high": high}
 
 

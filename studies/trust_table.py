@@ -1,5 +1,7 @@
 """The trust study as text: what a reader should know before believing a picture."""
 
+from benchmarks.report import columns
+
 PLAIN = ("sky blue", "grey", "sunset", "green", "sky blue, noise of 50")
 
 
@@ -15,18 +17,6 @@ def number(summary):
     if not summary["count"]:
         return "-"
     return f"{summary['mean']:.2f} ({summary['low']:.2f} to {summary['high']:.2f})"
-
-
-def columns(header, rows):
-    """Rows of text under a header, the first column to the left."""
-    table = [header, *rows]
-    widths = [max(len(row[k]) for row in table) for k in range(len(header))]
-    lines = []
-    for row in table:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def table_of(study):

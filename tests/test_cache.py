@@ -187,6 +187,15 @@ def test_a_class_whose_pictures_are_all_bad_is_an_error_even_when_they_are_skipp
         load_datasets(folder_config(folder, on_bad_image="skip"))
 
 
+def test_where_no_picture_can_be_read_nothing_stays_behind(picture_folder):
+    folder = picture_folder()
+    for path in folder.glob("train/*/*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="no picture can be read; the first: "):
+        load_datasets(folder_config(folder, on_bad_image="skip"))
+    assert not list(folder.glob(".cache/*train*"))
+
+
 def test_a_link_that_leads_out_of_the_folder_is_refused_and_one_inside_is_followed(
     picture_folder, tmp_path
 ):

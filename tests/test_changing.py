@@ -7,8 +7,11 @@ import subprocess
 
 import pytest
 from conftest import DATA
+from torch import nn
 
 import exercise_1_3
+import models
+import rules
 from experiment import complete_config
 
 ROOT = DATA.parent
@@ -21,6 +24,11 @@ exercise_1_3.main(exercise_1_3.config | {{
     "dataset": "parity", "optimizer": "adagrad", "lr": 0.05, "epochs": 3, "run_dir": "run",
     "model": exercise_1_3.config["model"] | {{"layers": {LAYERS}, "dropout": 0.0}},
     "device": "cpu", "wandb_mode": "disabled",
+}})
+import exercise_1_1
+exercise_1_1.main(exercise_1_1.config | {{
+    "dataset": "digits", "seeds": [0, 1], "epochs": 2, "run_dir": "seeds", "device": "cpu",
+    "wandb_mode": "disabled",
 }})
 """
 
@@ -46,10 +54,25 @@ def test_with_all_patches_a_run_has_the_layer_the_optimizer_the_data_and_the_mea
     header, *rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     column = header.split(",").index("val/confidence")
     assert all(0.5 <= float(row.split(",")[column]) <= 1 for row in rows)
+    for seed in (0, 1):  # trained at once
+        metrics = tmp_path / "seeds" / f"seed_{seed}" / "metrics.csv"
+        assert "val/confidence" in metrics.read_text().splitlines()[0]
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert len(results["test"]["confusion"]) == 2
     assert results["test"]["accuracy"] > 0.75  # a coin has 0.5
     assert re.search(r"layers\.1\.conv +Conv2d +8 x \d x \d +144\n", done.out)  # 8 x 2 x 3 x 3
+
+
+def test_a_new_kind_without_layers_gets_the_number_of_classes(monkeypatch, digits_config):
+    class Flat(nn.Linear):
+        def __init__(self, num_classes):
+            super().__init__(64, num_classes)
+
+    monkeypatch.setitem(rules.MODEL, "flat", {"num_classes": rules.whole(1)})
+    monkeypatch.setitem(rules.KIND, "kind", rules.one_of(*rules.MODEL))
+    monkeypatch.setitem(models.MODELS, "flat", Flat)
+    config = complete_config(digits_config | {"model": {"kind": "flat"}})
+    assert models.build_model(config).out_features == 10
 
 
 @pytest.mark.parametrize(

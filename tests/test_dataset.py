@@ -88,6 +88,11 @@ def test_a_line_that_lies_is_not_set_up():
     assert deskew(line)[0, 0].amax(0).count_nonzero() >= 12
 
 
+def test_coloured_images_are_not_deskewed_by_their_red():
+    with pytest.raises(ValueError, match="deskew is for grey images, these have 3 channels"):
+        deskew(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
 def test_deskewed_digits_stand_upright_in_all_three_sets(digits_config):
     for before, after in zip(
         load_datasets(digits_config), load_datasets(digits_config | {"deskew": True}), strict=True

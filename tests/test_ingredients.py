@@ -92,7 +92,7 @@ def test_each_training_of_the_mlp_sees_digits_as_its_config_has_them(tmp_path, m
             assert torch.equal(images, wanted)
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"images": -1}, {"seeds": []}])
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"images": -1}, {"seeds": []}, {"seeds": [1, 1]}])
 def test_a_setting_that_cannot_be_is_refused(wrong, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(Flags(out=str(tmp_path / "out"), **wrong))

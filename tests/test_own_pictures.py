@@ -16,6 +16,7 @@ import exercise_1_3
 import exercise_2_3
 from cache import read_image
 from checkpoint import load_model
+from config import parse_config
 from dataset import batches, fit_memory, load_datasets
 from evaluate import evaluate
 from mapped import MappedImages
@@ -130,6 +131,17 @@ def test_maps_of_other_pictures_are_those_that_the_network_was_trained_to_see(tm
     with pytest.raises(ValueError, match=r"best.pt knows the classes cat, dog; .* has cat, wolf"):
         exercise_2_3.main(other | {"run_dir": "renamed"})
     assert config["dataset"] == "image_folder" and not Path("renamed").exists()
+
+
+@pytest.mark.parametrize("flag", ["--data_dir", "--data-dir"])
+def test_a_data_folder_that_is_named_is_taken_even_where_it_is_the_usual_one(tmp_path, flag):
+    trained_on(tmp_path / "own")
+    own = exercise_2_3.config, exercise_2_3.presets
+    args = ["--checkpoint", "trained", "--run_dir", "maps", "--wandb_mode", "disabled"]
+    exercise_2_3.main(parse_config(*own, args))
+    Path("data").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no folder .*data/train"):
+        exercise_2_3.main(parse_config(*own, [*args, flag, "data", "--run_dir", "others"]))
 
 
 def test_uneven_classes_are_said_with_what_a_constant_answer_would_reach(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """README's numbers are those of results/."""
 
 import ast
+import importlib
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from scipy import stats
 
 import exercise_1_1
 from benchmarks import cifar
+from config import RESUMABLE, defaults, flatten, merge
 from evaluate import Flags, evaluate, load_judged
 from studies import depth_table, mirrored, trust_table
 from studies.experiments import RESULTS, Experiment, add, load_experiments
@@ -145,6 +147,35 @@ def test_a_seed_that_was_trained_apart_is_one_more_run_of_its_experiment(digits_
     add("small-seed_3", results)
     with pytest.raises(ValueError, match=r"small-seed_3 repeats a seed of exercise_1_1-small"):
         load_experiments(results)
+
+
+def test_a_seed_alone_without_the_others_is_said_to_lack_them(digits_config, tmp_path):
+    exercise_1_1.main(digits_config | {"run_dir": "small-seed_2"})
+    add("small-seed_2", tmp_path / "results")
+    with pytest.raises(ValueError, match=r"small-seed_2 is one more seed of exercise_1_1-small"):
+        load_experiments(tmp_path / "results")
+
+
+def test_metrics_belong_to_the_run_that_they_stand_beside(digits_config, tmp_path):
+    exercise_1_1.main(digits_config | {"seeds": [10, 2], "run_dir": "two"})
+    add("two", tmp_path / "results")
+    (experiment,) = load_experiments(tmp_path / "results").values()
+    assert experiment.last("val/loss") == experiment.values("val", "loss")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["exercise_1_1-best", "exercise_1_1-wide", "exercise_1_3-best", "exercise_1_3-residual"]
+    + ["exercise_2_3-best"],
+)
+def test_a_preset_is_what_its_published_numbers_were_reached_with(name):
+    exercise, _, preset = name.partition("-")
+    script = importlib.import_module(exercise)
+    written = flatten(merge(merge(defaults, script.config), script.presets[preset]))
+    apart = RESUMABLE - {"epochs"} | {"seed", "seeds", "precision"}
+    for run in load_experiments()[name].runs:
+        ran = flatten(defaults | run["config"])
+        assert {key for key in written if ran[key] != written[key]} <= apart
 
 
 def test_the_best_until_an_epoch_looks_no_further():

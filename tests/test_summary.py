@@ -1,6 +1,7 @@
 """What a run prints: its numbers, and commands that can be copied."""
 
 import contextlib
+import importlib.util
 import io
 import re
 import shlex
@@ -16,6 +17,7 @@ import exercise_1_1
 import exercise_1_3
 import exercise_2_3
 from dataset import ImageDataset
+from ending import find_pictures
 from outcome import Training
 from plots import draw_confusion, draw_grid, draw_samples
 from summary import most_wrong, result_block, wilson
@@ -146,6 +148,26 @@ def test_an_offline_run_says_how_to_upload_it_and_no_other_does(digits_config):
     (folder / "wandb" / "offline-run-1-a").mkdir(parents=True)
     command = dict(commands.next_commands(results, False))["upload to W&B"]
     assert shlex.split(command)[-2:] == ["sync", str(folder / "wandb" / "offline-run-1-a")]
+
+
+def test_tensorboard_is_started_by_a_module_that_starts_where_there_is_no_program(monkeypatch):
+    monkeypatch.setattr(commands, "python", lambda: "nowhere/python")
+    for name in ("tensorboard", "wandb"):
+        *_, module = commands.tool(name)
+        found = importlib.util.find_spec(module)
+        if found.submodule_search_locations:  # a package
+            found = importlib.util.find_spec(f"{module}.__main__")
+        assert found.origin and Path(found.origin).is_file()
+
+
+def test_the_first_maps_of_every_class_are_found_first(tmp_path):
+    for name in "cat", "dog":
+        (tmp_path / "cam" / name).mkdir(parents=True)
+        for number in range(12):
+            (tmp_path / "cam" / name / f"sample_{number}_idx_{90 - number}.png").touch()
+    found = find_pictures(tmp_path, most=6)
+    numbers = [int(tag.split("_")[1]) for tag in found]
+    assert numbers == [0, 1, 2, 0, 1, 2]
 
 
 def test_the_class_most_often_wrong_is_that_with_the_largest_share():

@@ -1,6 +1,7 @@
 """The three sinks say the same, and a resumed run says nothing twice."""
 
 import csv
+import errno
 import json
 import math
 import os
@@ -23,6 +24,7 @@ import exercise_1_1
 import tracking
 from checkpoint import load_last
 from dataset import load_datasets
+from events import EventFile
 from models import build_model
 from plots import read_metrics
 from tracking import data_sha256, describe_process, git_commit, write_metrics
@@ -84,6 +86,25 @@ def test_a_resumed_run_is_noted_and_shows_no_point_twice_and_none_missing(digits
     (part,) = json.loads((folder / "manifest.json").read_text())["resumed"]
     assert part["after_epoch"] == reached
     assert [row["epoch"] for row in rows_of(folder)] == [1, 2, 3, 4, 5]
+    assert scalars(folder) == expected_scalars(folder)
+
+
+def test_rows_that_a_full_disk_kept_from_tensorboard_come_with_the_resumed_run(
+    digits_config, monkeypatch
+):
+    config = digits_config | {"epochs": 3}
+
+    def full(self, metrics, step, *values):
+        if step > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        add(self, metrics, step, *values)
+
+    add = EventFile.add
+    with monkeypatch.context() as patch:
+        patch.setattr(EventFile, "add", full)
+        folder = run(config)
+    assert [step for step, _ in scalars(folder)["val/loss"]] == [1]
+    run(config | {"epochs": 4, "resume": str(folder)})
     assert scalars(folder) == expected_scalars(folder)
 
 
