@@ -37,7 +37,7 @@ presets = {
         "weight_decay": 0.05,
         "batch_size": 128,
         "schedule": "one_cycle",
-        "epochs": 500,
+        "epochs": 250,
         "deskew": True,
         "rotate": 5.0,
         "shift": 1,

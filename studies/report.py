@@ -106,6 +106,8 @@ def render():
         cnn=tell_depth(depth["cnn"]),
         stall=tell_stall(depth["stall"]),
         ingredients=tell_ingredients(ingredients["cnn"]),
+        mlp_ingredients=tell_ingredients(ingredients["mlp"]),
+        mlp_ingredients_settings=ingredients["mlp"] and ingredients["mlp"]["settings"],
         ingredients_settings=ingredients["cnn"] and ingredients["cnn"]["settings"],
         **tell_trust(load_json("trust/trust.json")),
         networks=tell_networks(runs),
