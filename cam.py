@@ -25,7 +25,7 @@ from config import EXPLAINED, defaults
 from dataset import ImageDataset, deskew, load_as_trained, make_generator, to_grey
 from devices import choose_device, freed_memory_kept
 from distributed import rank, shared
-from exits import exit_cleanly
+from exits import exit_cleanly, read_flags
 from gallery import draw_gallery, folder_name
 from images import SUFFIXES
 from models import CNN, ResNet18, evaluating, fold_norms, map_cells
@@ -316,4 +316,4 @@ def main(flags):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags))
+    main(read_flags(Flags))

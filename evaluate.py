@@ -22,7 +22,7 @@ from checkpoint import find_checkpoint, load_trained
 from dataset import ImageDataset, load_as_trained
 from devices import choose_device, freed_memory_kept, keep_on
 from distributed import first_only, joined, rank, summed, world
-from exits import exit_cleanly, exit_together
+from exits import exit_cleanly, exit_together, read_flags
 from models import convolves, evaluating
 from summary import wilson
 from tracking import check_same_data
@@ -170,4 +170,4 @@ def main(flags):
 
 
 if __name__ == "__main__":
-    exit_together(exit_cleanly(main))(tyro.cli(Flags))
+    exit_together(exit_cleanly(main))(read_flags(Flags))

@@ -6,6 +6,7 @@ import sys
 from commands import resume_command
 from config import refuse
 from distributed import first_only, leave, wait, world
+from flags import ask_tyro
 from interruption import Stopped
 
 
@@ -35,6 +36,14 @@ def exit_cleanly(main):
             raise SystemExit(130) from None
 
     return wrapped
+
+
+def read_flags(kind):
+    """The command line as a dataclass `kind`; a mistake in it ends in one line and exit code 2."""
+    try:
+        return ask_tyro(kind)
+    except ValueError as error:
+        refuse(error)
 
 
 def exit_together(main):

@@ -16,6 +16,9 @@ from rules import CAM, CONFIG, KIND, MODEL, OPTIONAL, OTHER_NAMES
 
 # what tyro says -> what a user needs to know
 PLAIN = [
+    (r"Missing from (\S+): STR (.*) \(required\)", r"\1: name \2"),
+    (r"Missing from (\S+): (--\S+) \S+ (.*) \(required\)", r"\1: \2 is missing: \3"),
+    (r"Unrecognized options: (.*)", r"unknown flag \1; --help lists all"),
     (r"Error parsing (\S+): invalid literal for int\(\) .*: (.*)", r"\1 \2: not a whole number"),
     (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 \2: not a number"),
     (
@@ -23,6 +26,7 @@ PLAIN = [
         r"\1 \2: whole numbers are needed, with spaces between them, as in \1 1 2 3",
     ),
 ]
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 NOTE = re.compile(r'^ +"(\w+)": .*?,  # (.+)$', re.MULTILINE)
 
 
@@ -83,20 +87,9 @@ def parse_flags(base, presets, args):
     kinds = _annotation(base, CONFIG | OPTIONAL | sections, notes)
     named = Literal[(*presets, base["preset"])]
     kinds.__annotations__["preset"] = Annotated[named, tyro.conf.arg(help=notes["preset"])]
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            parsed, unknown = tyro.cli(
-                kinds,
-                default=copy.deepcopy(base),
-                args=args,
-                return_unknown_args=True,
-                use_underscores=True,
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):  # --help
-            raise
-        raise ValueError(_in_plain_words(_first_paragraph(complaint.getvalue()))) from None
+    parsed, unknown = ask_tyro(
+        kinds, default=copy.deepcopy(base), args=args, return_unknown_args=True
+    )
     if unknown:
         raise ValueError(_unknown(unknown[0], base))
     if (
@@ -108,10 +101,22 @@ def parse_flags(base, presets, args):
     return dict(parsed)
 
 
+def ask_tyro(kind, **settings):
+    """What tyro.cli returns; ValueError with its complaint in one line. --help prints and exits."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, use_underscores=True, **settings)
+    except SystemExit as stop:
+        if stop.code in (0, None):  # --help
+            raise
+        raise ValueError(_in_plain_words(_first_paragraph(complaint.getvalue()))) from None
+
+
 def _first_paragraph(box):
     """The message in tyro's frame, on one line: what stands between the first two rules."""
     groups = [[]]
-    for line in box.splitlines():
+    for line in COLOUR.sub("", box).splitlines():  # where the output is a terminal it has colours
         text = line.strip("│╭╮╰╯ ")
         if text.startswith("─") or set(text) == {"-"}:
             groups.append([])

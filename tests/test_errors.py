@@ -11,13 +11,15 @@ import pytest
 import torchvision
 from conftest import DATA
 
+import cam
+import evaluate
 import exercise_1_1
 import exercise_1_2
 import exercise_1_3
 import exercise_2_3
 from checkpoint import save_checkpoint
 from config import parse_config
-from exits import exit_cleanly
+from exits import exit_cleanly, read_flags
 from models import build_model
 
 WRONG = [
@@ -320,6 +322,36 @@ def test_a_preset_that_is_written_into_the_dict_is_laid_over_it_and_a_wrong_one_
             parse_config(written | {"preset": wrong}, presets, [])
         said = f"preset {wrong!r} is none of this script's: none, best"
         assert said in capsys.readouterr().err
+
+
+def test_on_a_terminal_a_mistake_is_the_same_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for args, line in (
+        ("--lr abc", "error: --lr 'abc': not a number\n"),
+        ("--seeds 0,1", "error: --seeds '0,1': whole numbers are needed"),
+        ("--preset foo", "error: invalid choice 'foo' for argument '--preset'"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            parse_config(exercise_1_1.config, exercise_1_1.presets, args.split())
+        assert capsys.readouterr().err.startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("script", "args", "line"),
+    [
+        (evaluate, "", "name a run folder, or a checkpoint"),
+        (evaluate, "run --foo", "unknown flag --foo; --help lists all"),
+        (evaluate, "run --split foo", "invalid choice 'foo' for argument '--split'"),
+        (cam, "photo.png", "--checkpoint is missing: a run folder, or a best.pt"),
+    ],
+)
+def test_a_mistake_in_another_script_is_one_line_too(script, args, line, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *args.split()])
+    with pytest.raises(SystemExit, match="2"):
+        read_flags(script.Flags)
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and line in error
 
 
 def test_of_a_flag_that_stands_twice_the_last_counts_everywhere():
