@@ -60,8 +60,13 @@ class ClassActivation:
 
     def __getitem__(self, index):
         """The activation of one image, or of a slice, N kept as the first axis."""
+        if isinstance(index, int) and not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")  # also ends a loop over them
         rows = slice(index, index + 1 or None) if isinstance(index, int) else index
         return ClassActivation(*(None if c is None else c[rows] for c in self.columns()))
+
+    def __len__(self):
+        return len(self.maps)
 
     def columns(self):
         return [getattr(self, field.name) for field in fields(self)]
@@ -214,10 +219,10 @@ def find_contrast(names, classes):
     if names == "none":
         return None
     pair = [name.strip() for name in names.split(",")]
-    if len(pair) != 2 or not set(pair) <= set(classes):
+    if len(set(pair)) != 2 or len(pair) != 2 or not set(pair) <= set(classes):
         raise ValueError(
-            f"cam.contrast must be two classes, like {classes[0]},{classes[1]}, got {names!r}; "
-            f"known: {', '.join(classes)}"
+            f"cam.contrast must be two different classes, like {classes[0]},{classes[1]}, got "
+            f"{names!r}; known: {', '.join(classes)}"
         )
     return classes.index(pair[0]), classes.index(pair[1])
 

@@ -136,8 +136,10 @@ def load_checkpoint(path: str | Path) -> dict:
     try:
         state = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = first_line(error)
+        reason = first_line(error).partition(". ")[0]
         raise ValueError(f"checkpoint {path} holds more than tensors, refused: {reason}") from None
+    if not isinstance(state, dict) or "format" not in state:
+        raise ValueError(f"checkpoint {path} holds no state of a network")
     if state["format"] > FORMAT:
         raise ValueError(
             f"checkpoint {path} has format {state['format']}, this version reads up to {FORMAT}: "
@@ -219,6 +221,9 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict]:
 def load_trained(path: str | Path) -> tuple[nn.Module, dict]:
     """(model in eval mode with the weights saved at `path`, all that was saved there)."""
     state = load_checkpoint(path)
+    if missing := {"config", "model"} - state.keys():
+        raise ValueError(f"checkpoint {path} has no {' and no '.join(sorted(missing))}: what a run "
+                         f"saved has both")  # fmt: skip
     config, data = dict(state["config"]), state.get("data")
     if "pretrained" in config["model"]:
         config["model"] = config["model"] | {"pretrained": False}  # its weights are in the file

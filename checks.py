@@ -69,10 +69,10 @@ def check_config(config):
 
 def _check_augmentation(config):
     side = data_shape(config)[0][1]
-    for key in ("shift", "cutout"):
-        if config[key] >= side:
+    for key, pixels in {"shift": side, "cutout": config["crop_size"] or side}.items():
+        if config[key] >= pixels:
             raise ValueError(
-                f"{key} {config[key]} leaves nothing of images of {side} pixels a side: lower "
+                f"{key} {config[key]} leaves nothing of images of {pixels} pixels a side: lower "
                 f"--{key}"
             )
 
@@ -146,7 +146,8 @@ def fit_model(config, known=None):
 def first_line(error):
     """What an error says, at most 120 letters of it, or its kind where it says nothing."""
     lines = str(error).splitlines() or [type(error).__name__]
-    return re.sub(r"^\[enforce fail.*?\] .*?\. ", "", lines[0])[:120]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", lines[0])  # without colours
+    return re.sub(r"^\[enforce fail.*?\] .*?\. ", "", plain)[:120]
 
 
 def _check_fixed_sizes(config):
@@ -218,9 +219,9 @@ def _check_run_dir(config):
         if not folder.is_dir():
             raise ValueError(f"run_dir {folder} is a file; name a folder")
         if any(folder.iterdir()):
+            going_on = f"go on with --resume {folder}, or " * (folder / "config.json").is_file()
             raise ValueError(
-                f"run folder {folder} already exists: go on with --resume {folder}, or choose "
-                f"another --run_dir"
+                f"run folder {folder} already exists: {going_on}choose another --run_dir"
             )
 
 

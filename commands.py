@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from config import defaults
 from distributed import world
 
 
@@ -67,8 +68,10 @@ def next_commands(results, has_map):
         rows.append(("upload to W&B", spelled(*tool("wandb"), "sync", *offline)))
     first = folder if single else results["runs"][0]["run_dir"]
     explained = config.get("checkpoint", "none")
-    judged = spelled(python(), script("evaluate.py"), first if explained == "none" else explained)
-    rows.append(("every class" if single else "every class, of one seed", judged))
+    judged = [python(), script("evaluate.py"), first if explained == "none" else explained]
+    if explained != "none" and config["data_dir"] != defaults["data_dir"]:
+        judged += ["--data_dir", config["data_dir"]]
+    rows.append(("every class" if single else "every class, of one seed", spelled(*judged)))
     if explained != "none":
         return rows
     if has_map and "cam" not in config:  # else they are drawn

@@ -49,7 +49,14 @@ def read_run(folder):
             read["results"] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{folder} holds a damaged file ({error})") from None
-    return read | {"rows": tables.get(folder, []), "curves": [t for t in tables.values() if t]}
+    curves, results = [table for table in tables.values() if table], read["results"]
+    whole = isinstance(read["config"], dict) and isinstance(results, dict)
+    if not whole or (results and not {"val", "mean"} & results.keys()):
+        raise ValueError(f"{folder} holds a damaged file (config.json or results.json)")
+    finished = sorted(run.get("epochs", 0) for run in results.get("runs", [results]))
+    if curves and finished != sorted(map(len, curves)):  # it was trained on since, or trains
+        read["results"] = {}
+    return read | {"rows": tables.get(folder, []), "curves": curves}
 
 
 def compared(runs, width=80):

@@ -89,9 +89,8 @@ def flatten(config, prefix=""):
     """{"model": {"dropout": 0.1}} -> {"model.dropout": 0.1}"""
     flat = {}
     for key, value in config.items():
-        flat |= (
-            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return flat
 
 

@@ -147,7 +147,8 @@ def split_positions(length, share, generator, left_out=()):
     if not 0 < count < length:
         raise ValueError(
             f"val_fraction {share} of {length} training images leaves "
-            f"{count} for validation and {length - count} for training; each needs one"
+            f"{count} held out and {length - count} for training; each needs one: choose another "
+            f"--val_fraction, or add pictures"
         )
     order = torch.randperm(length, generator=generator)
     order = order[~torch.isin(order, torch.as_tensor(left_out))] if len(left_out) else order

@@ -38,8 +38,11 @@ def evaluate(model: nn.Module, dataset: ImageDataset, batch_size: int | None = N
     Rows of the confusion matrix (int64, on the CPU) are true classes, columns predicted ones. Runs
     in eval mode on the model's device, and leaves the model in the mode it found. Of several
     processes, which all have to call it, each takes a share, and every image counts once.
-    `batch_size` is 1024 for images of 32 pixels a side and less, and falls with their area.
+    `batch_size` is 1024 for images of 32 pixels a side and less, and falls with their area. Raises
+    ValueError where there is no image, or the batch size is less than 1.
     """
+    if not len(dataset) or (batch_size is not None and batch_size < 1):
+        raise ValueError(f"nothing to judge: {len(dataset)} images in batches of {batch_size}")
     device = next(model.parameters()).device
     num_classes = len(dataset.classes)
     double = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have none

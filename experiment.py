@@ -24,7 +24,7 @@ from files import write_json
 from interruption import Stopped
 from models import build_model, count_parameters
 from outcome import remembered
-from plots import draw_seeds
+from plots import draw_seeds, read_metrics
 from progress import announce, layer_table
 from seeds import can_stack, fit_together, train_seeds
 from summary import result_block, seeds_block
@@ -109,6 +109,7 @@ def run_seeds(function, name, config):
     if config["resume"] == "none":
         open_run(config)
     else:
+        check_lengths(folder, config["epochs"])
         first_only(add_seeds)(config)
     try:
         stacked = train_fresh(config, singles) if can_stack(config) else []
@@ -153,6 +154,17 @@ def over_seeds(runs):
     mean = {key: fmean(values) for key, values in reached.items()}
     std = {key: stdev(v) if len(v) > 1 else None for key, v in reached.items()}
     return {"mean": mean, "std": std}
+
+
+def check_lengths(folder, epochs):
+    """Raise ValueError where a seed was trained for more epochs: a mean over them would mix two
+    experiments."""
+    for path in sorted(Path(folder).glob("seed_*/metrics.csv")):
+        if (count := len(read_metrics(path))) > epochs:
+            raise ValueError(
+                f"{path.parent} has {count} epochs, more than --epochs {epochs}: --epochs {count} "
+                f"brings all seeds to as many"
+            )
 
 
 def add_seeds(config):

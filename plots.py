@@ -1,6 +1,7 @@
 """The figures of a run: curves from metrics.csv and the confusion matrix."""
 
 import csv
+import warnings
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -10,6 +11,9 @@ import torch
 from matplotlib.figure import Figure
 
 from distributed import first_only
+
+# where a font lacks a letter, as of Chinese names, it draws a box: no need to say so every time
+warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
 
 TRAIN, VAL = "#0072b2", "#d55e00"  # Okabe and Ito: safe for colour-blind readers
 SPLITS = (("train", TRAIN, "-"), ("val", VAL, "--"))
@@ -121,7 +125,7 @@ def draw_confusion(confusion, classes, run_dir):
                     )
     if len(classes) <= MOST_NAMED:
         plain = {"parse_math": False}  # a name with dollars is a name
-        names = [fitting(name) for name in classes]
+        names = list(map(fitting(classes).get, classes))
         axis.set_xticks(range(len(classes)), names, rotation=45, ha="right", **plain)
         axis.set_yticks(range(len(classes)), names, **plain)
     axis.set(xlabel="predicted class", ylabel="true class", title=f"{total:,} test images")
@@ -155,11 +159,12 @@ def draw_grid(images, titles, path, head="", columns=8):
     figure = Figure(figsize=(9, tall + above_all))
     figure.text(0.01, 1 - 0.1 / (tall + above_all), head, va="top")
     axis = figure.subplots()
+    short = fitting(line for title in titles for line in title.split("\n"))
     for number, (image, title) in enumerate(zip(images, titles, strict=True)):
         row, column = divmod(number, columns)
         top, left = row * (height + above) + above, column * (width + gap)
         page[:, top : top + height, left : left + width] = image.clamp(0, 1)
-        lines = "\n".join(map(fitting, title.split("\n")))
+        lines = "\n".join(short[line] for line in title.split("\n"))
         place = left - 0.5, top - 0.03 * side - 0.5
         axis.text(*place, lines, size=8, va="bottom", parse_math=False)
     axis.imshow(page.permute(1, 2, 0).numpy(), interpolation="nearest")
@@ -169,9 +174,17 @@ def draw_grid(images, titles, path, head="", columns=8):
     figure.savefig(path, dpi=150)  # pixels gain nothing by an SVG
 
 
-def fitting(name):
-    """`name`, or its beginning where it would run into what stands beside it."""
-    return name if len(name) < 19 else f"{name[:16]}..."
+def fitting(names):
+    """{name: itself, or shortened where it would run into what stands beside it}: at the end, in
+    the middle or at the beginning, wherever different names stay different."""
+    cuts = (
+        lambda name: f"{name[:16]}...",
+        lambda name: f"{name[:8]}...{name[-8:]}",
+        lambda name: f"...{name[-16:]}",
+    )
+    names = set(names)
+    tries = [{name: name if len(name) < 19 else cut(name) for name in names} for cut in cuts]
+    return next((short for short in tries if len(set(short.values())) == len(names)), tries[0])
 
 
 def save_figure(figure, path):

@@ -108,6 +108,6 @@ def check_finite(losses, model, epoch, schedule):
     if good.all():
         what = f"weights are no longer finite after epoch {epoch}"
     raise ValueError(
-        f"{what}, at learning rate {lr:g}: lower --lr; the checkpoints of the epochs before are "
-        f"whole"
+        f"{what}, at learning rate {lr:g}: lower --lr"
+        + ("; the checkpoints of the epochs before are whole" if epoch > 1 else "")
     )

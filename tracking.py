@@ -43,11 +43,10 @@ def open_run(config, fill=lambda folder: None):
         fill(unfinished)
         unfinished.rename(folder)
     except OSError as error:
-        taken = folder.is_dir()
+        going_on = f"go on with --resume {folder}, or " * (folder / "config.json").is_file()
         raise ValueError(
-            f"run folder {folder} already exists: go on with --resume {folder}, or choose another "
-            f"--run_dir"
-            if taken
+            f"run folder {folder} already exists: {going_on}choose another --run_dir"
+            if folder.is_dir()
             else f"run folder {folder} cannot be written: {error.strerror or error}; choose "
             f"another --run_dir"
         ) from None

@@ -102,7 +102,12 @@ def train_held(model, train_set, val_set, config, held):
     before = sum(len(train_set) / row["train/images_per_second"] for row in history)
     leave_behind(model=model, train_set=train_set, val_set=val_set, history=history)
     leave_behind(seconds_before=before)
-    if len(history) >= config["epochs"]:  # a finished run is looked at again
+    if len(history) > config["epochs"]:
+        raise ValueError(
+            f"--resume {config['resume']}: the run has {len(history)} epochs, more than --epochs "
+            f"{config['epochs']}: leave that out"
+        )
+    if len(history) == config["epochs"]:  # a finished run is looked at again
         folder = open_run(config)
         first_only(write_metrics)(folder, history)
         print(f"{folder} has its {len(history)} epochs: --epochs {2 * len(history)} trains on")

@@ -108,6 +108,7 @@ def render():
         ingredients=tell_ingredients(ingredients["cnn"]),
         mlp_ingredients=tell_ingredients(ingredients["mlp"]),
         mlp_ingredients_settings=ingredients["mlp"] and ingredients["mlp"]["settings"],
+        mlp_ingredients_minutes=ingredients["mlp"] and ingredients["mlp"]["seconds"] / 60,
         ingredients_settings=ingredients["cnn"] and ingredients["cnn"]["settings"],
         **tell_trust(load_json("trust/trust.json")),
         networks=tell_networks(runs),

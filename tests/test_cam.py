@@ -300,9 +300,11 @@ def test_a_contrast_is_named_in_the_manifest_and_an_unknown_class_refused(tmp_pa
     config = {"run_dir": str(tmp_path), "seed": 0, "cam": CHOICE | {"contrast": "a,c"}}
     rows = cam(model, random_images, config)
     assert {(row["shown"], row["contrast"]) for row in rows} == {("a", "c")}
-    for wrong in ("a", "a,d", "a,b,c"):
+    for wrong in ("a", "a,d", "a,b,c", "a,a"):
         config["cam"] = CHOICE | {"contrast": wrong}
-        with pytest.raises(ValueError, match=f"cam.contrast must be two classes.*'{wrong}'"):
+        with pytest.raises(
+            ValueError, match=f"cam.contrast must be two different classes.*'{wrong}'"
+        ):
             cam(model, random_images, config)
 
 

@@ -120,3 +120,16 @@ def test_a_file_system_that_cannot_sync_a_folder_is_no_fault(tmp_path, monkeypat
     with contextlib.nullcontext() if fine else pytest.raises(OSError, match="Input/output"):
         save_checkpoint(tmp_path / "best.pt", {"epoch": 3})
     assert load_checkpoint(tmp_path / "best.pt")["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        ({"model": {}}, "has no config: what a run saved has both$"),
+        ({"config": {}, "code": pathlib.PurePosixPath("x")}, "refused: Weights only load failed$"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused_in_few_words(path, state, reason):
+    save_checkpoint(path, state)
+    with pytest.raises(ValueError, match=reason):
+        load_model(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import plots
-from compare import compare, compared, read_run
+from compare import compare, compared, reached, read_run
 
 
 def make_run(name, rows=0, results=None, **changes):
@@ -24,6 +24,7 @@ def make_run(name, rows=0, results=None, **changes):
 
 
 FINISHED = {"val": {"accuracy": 0.7, "best_epoch": 3}, "test": {"accuracy": 0.65}, "seconds": 9.6}
+FINISHED |= {"epochs": 3}
 ACCURACIES = {"val_accuracy": 0.7, "test_accuracy": 0.65}
 DEVIATIONS = {"val_accuracy": 0.0123, "test_accuracy": 0.0045}
 ONE_OF_SEVERAL = {"mean": ACCURACIES, "std": dict.fromkeys(ACCURACIES), "seconds": 9.6}
@@ -53,6 +54,24 @@ def test_runs_are_rows_with_the_keys_that_differ_and_what_they_have(capsys):
         assert lines[-1] == "curves: runs/compared.png"
     assert Path("runs/compared.png").is_file()
     assert Path("runs/compared.svg").is_file()
+
+
+def test_a_run_that_trains_on_is_shown_as_far_as_it_is_and_not_as_it_was():
+    make_run("longer", 5, FINISHED)
+    run = read_run(Path("runs/longer"))
+    assert reached(run) == ("0.9000", "5", "-", "-")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.json", "[]"), ("config.json", "null")]
+    + [("results.json", "[]"), ("results.json", "null"), ("results.json", '{"a": 1}')],
+)
+def test_a_file_of_something_else_is_damaged(name, content):
+    folder = make_run("odd", 1)
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match="odd holds a damaged file"):
+        read_run(folder)
 
 
 def test_of_several_seeds_the_mean_is_drawn_in_its_band(monkeypatch):

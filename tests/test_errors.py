@@ -23,6 +23,7 @@ from exits import exit_cleanly, read_flags
 from models import build_model
 
 WRONG = [
+    (exercise_1_3, "--crop 0.5 --crop_size 16 --cutout 16", "cutout 16", "16 pixels"),
     (exercise_1_1, "--learning_rate 3", "--learning_rate", "--lr"),
     (exercise_1_1, "--epoch 3", "--epoch", "--epochs"),
     (exercise_1_3, "--dropout 0.1", "--dropout", "--model.dropout"),
@@ -91,7 +92,7 @@ WRONG = [
     (exercise_1_1, "--resume nowhere", "nowhere", "config.json"),
     (exercise_1_1, "--resume finished --seeds 1 2", "--seeds", "one seed"),
     (exercise_1_1, "--resume started", "started", "no checkpoint"),
-    (exercise_1_1, "--run_dir taken", "taken", "--resume"),
+    (exercise_1_1, "--run_dir taken", "taken", "another --run_dir"),
     (exercise_1_1, "--run_dir file", "file", "folder"),
     (exercise_1_1, "--dataset digits --val_fraction 0.0001", "val_fraction", "0.0001"),
     (exercise_1_1, "--dataset image_folder --data_dir broken --image_size 8", "3.png", "broken"),
@@ -322,6 +323,24 @@ def test_a_preset_that_is_written_into_the_dict_is_laid_over_it_and_a_wrong_one_
             parse_config(written | {"preset": wrong}, presets, [])
         said = f"preset {wrong!r} is none of this script's: none, best"
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [{3: 4}, {"model": {"kind": "mlp", "layers": {1: 784}}}])
+def test_a_key_that_is_no_text_is_named(changes, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse_config(exercise_1_1.config | changes, exercise_1_1.presets, [])
+    assert "3 is no setting" in (error := capsys.readouterr().err) or "model.layers" in error
+
+
+def test_a_folder_that_is_no_run_is_not_offered_to_go_on_with(digits_config):
+    (Path(digits_config["run_dir"]) / "of_mine").mkdir(parents=True)
+    with pytest.raises(ValueError, match="run already exists: choose another --run_dir"):
+        exercise_1_1.main(digits_config)
+
+
+def test_a_loss_that_is_not_finite_in_the_first_epoch_speaks_of_none_before(digits_config):
+    with pytest.raises(ValueError, match=r"lower --lr$"):
+        exercise_1_1.main(digits_config | {"optimizer": "sgd", "lr": 1e30})
 
 
 def test_on_a_terminal_a_mistake_is_the_same_line(monkeypatch, capsys):

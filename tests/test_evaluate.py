@@ -41,6 +41,15 @@ def test_a_run_is_judged_again_to_the_same_numbers(finished, monkeypatch):
     assert val["accuracy"] == results["val"]["accuracy"]
 
 
+@pytest.mark.parametrize(("count", "batch_size"), [(0, None), (3, 0), (3, -1)])
+def test_nothing_to_judge_is_refused(count, batch_size):
+    images = torch.zeros(count, 1, 2, 2, dtype=torch.uint8)
+    dataset = ImageDataset(images, torch.zeros(count, dtype=torch.long), ["a", "b"], [0.5], [0.5])
+    model = CNN([2], image_size=2, in_channels=1, num_classes=2)
+    with pytest.raises(ValueError, match=f"nothing to judge: {count} images"):
+        evaluate(model, dataset, batch_size)
+
+
 def test_judging_that_takes_long_shows_a_bar_on_a_terminal_alone(monkeypatch, capsys):
     def slow(images):
         time.sleep(0.05)

@@ -224,3 +224,13 @@ def test_the_maps_of_a_trained_network_add_up(digits_config, residual):
     for dtype, bound in BOUND.items():
         activation = generate_class_activation_map(model.to(dtype), images.to(dtype))
         assert activation.completeness_error().max() < bound
+
+
+def test_a_loop_over_maps_meets_each_image_once_and_ends():
+    model = CNN([4], image_size=8, in_channels=1)
+    activation = generate_class_activation_map(model, torch.rand(3, 1, 8, 8))
+    ones = list(activation)
+    assert len(ones) == len(activation) == 3
+    assert torch.equal(torch.cat([one.maps for one in ones]), activation.maps)
+    with pytest.raises(IndexError):
+        activation[3]

@@ -198,28 +198,38 @@ def test_images_left_on_the_disk_train_and_judge_as_those_in_memory(tmp_path, mo
         assert first["loss"] == second["loss"]
 
 
+MEMORY = """
+import json, sys
+from pathlib import Path
+import dataset
+
 def own_memory():
-    """Bytes of this process that no file stands behind."""
-    (line,) = [
-        text for text in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in text
-    ]
+    '''Bytes of this process that no file stands behind.'''
+    (line,) = [t for t in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in t]
     return int(line.split()[1]) * 1024
+
+config = json.loads(sys.argv[1])
+dataset.load_datasets(config)  # decoded
+taken = {}
+for share in (0, 0, 1):  # the first takes what the allocator keeps from then on
+    dataset.IN_MEMORY = share
+    before = own_memory()
+    train, _, _ = dataset.load_datasets(config)
+    for start in range(0, len(train), 8):
+        train.images[start : start + 8].float().sum()
+    taken[share] = (own_memory() - before) / train.images.nbytes
+print(json.dumps(list(taken.values())))
+"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory from /proc")
-def test_images_left_on_the_disk_take_no_memory(tmp_path, monkeypatch):
+def test_images_left_on_the_disk_take_no_memory(tmp_path, forks):
     config = write_pictures(tmp_path / "own", {"train/a": 50, "train/b": 50}, size=512)
-    config |= {"image_size": 512}
-    load_datasets(config)  # decoded
-    taken = {}
-    for share in (0, 0, 1):  # the first takes what the allocator keeps from then on
-        monkeypatch.setattr(dataset, "IN_MEMORY", share)
-        before = own_memory()
-        train, _, _ = load_datasets(config)
-        for start in range(0, len(train), 8):
-            train.images[start : start + 8].float().sum()
-        taken[share] = (own_memory() - before) / train.images.nbytes
-    assert taken[0] < 0.5 < 0.9 < taken[1], taken
+    (tmp_path / "memory.py").write_text(MEMORY)
+    done = forks.start(tmp_path / "memory.py", json.dumps(config | {"image_size": 512}))
+    assert done.wait() == 0, done.err
+    on_disk, in_memory = json.loads(done.out.splitlines()[-1])
+    assert on_disk < 0.5 < 0.9 < in_memory
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,5 +1,6 @@
 """What the figures of a run show."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,18 @@ def test_a_mistake_says_its_class_what_it_was_taken_for_and_how_surely(drawn, ra
     torch.testing.assert_close(images * 255, random_images.images[[7]].float())
     true, taken, confidence = titles[0].split("\n")
     assert (true, taken.split()[-1], confidence, len(titles)) == ("c", "a", "0.88", 1)
+
+
+def test_long_names_are_shortened_where_they_stay_apart():
+    dogs = ["golden retriever puppy", "golden retriever adult", "cat"]
+    assert list(plots.fitting(dogs).values()).count("cat") == 1
+    for names in (dogs, [f"class number {k} of many" for k in range(12)], ["x" * 30, "y" * 30]):
+        short = plots.fitting(names)
+        assert len({short[name] for name in names}) == len(names)
+        assert max(map(len, short.values())) <= 19
+
+
+def test_a_letter_that_no_font_has_is_drawn_without_a_warning(tmp_path):
+    with warnings.catch_warnings(record=True) as caught:
+        plots.draw_confusion(torch.eye(2, dtype=torch.int64), ["\u732b", "\u72ac"], tmp_path)
+    assert not caught

@@ -122,8 +122,22 @@ def test_a_map_of_one_cell_is_not_offered_and_said_to_show_nothing(digits_config
 def test_a_run_that_has_its_epochs_says_how_many_and_how_to_go_on(digits_config, capsys):
     exercise_1_1.main(digits_config | {"epochs": 3})
     capsys.readouterr()
-    exercise_1_1.main(digits_config | {"epochs": 2, "resume": digits_config["run_dir"]})
+    again = digits_config | {"epochs": 3, "resume": digits_config["run_dir"]}
+    exercise_1_1.main(again)
     assert "has its 3 epochs: --epochs 6 trains on" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"has 3 epochs, more than --epochs 2: leave that out"):
+        exercise_1_1.main(again | {"epochs": 2})
+
+
+def test_seeds_of_different_length_are_not_averaged(digits_config):
+    folder = Path(digits_config["run_dir"])
+    exercise_1_1.main(digits_config | {"seeds": [1, 2]})
+    longer = digits_config | {"epochs": 2, "seed": 1, "run_dir": str(folder / "seed_1")}
+    exercise_1_1.main(longer | {"resume": longer["run_dir"]})
+    again = digits_config | {"seeds": [1, 2], "resume": str(folder)}
+    with pytest.raises(ValueError, match=r"seed_1 has 2 epochs, more than --epochs 1: --epochs 2"):
+        exercise_1_1.main(again)
+    assert len(exercise_1_1.main(again | {"epochs": 2})["runs"]) == 2
 
 
 def test_several_seeds_end_in_one_block(digits_config):
