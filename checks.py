@@ -25,8 +25,12 @@ def rank():
 
 
 def check_config(config):
-    """Return `config`; raise ValueError or FileNotFoundError naming key, value and way out."""
+    """Return `config`, its folders spelled out where they begin with ~/; raise ValueError or
+    FileNotFoundError naming key, value and way out."""
     check_values(config)
+    for key in ("data_dir", "run_dir"):
+        if config[key].startswith("~/"):
+            config = config | {key: str(Path(config[key]).expanduser())}
     if len(set(config["seeds"])) < len(config["seeds"]):
         raise ValueError(f"seeds must differ from one another, got {shown(config['seeds'])}")
     kind = config["model"]["kind"]
@@ -50,7 +54,7 @@ def check_config(config):
         )
     if config["deskew"] and data_shape(config)[0][0] > 1:
         raise ValueError(
-            f"deskew is for grey images, those of {config['dataset']} are coloured: leave it False"
+            f"deskew is for grey images, those of {config['dataset']} are coloured: --no_deskew"
         )
     _check_augmentation(config)
     explained = config.get("checkpoint", "none")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from augmentation import cut_out, draw_augmentation, warp
 from boxes import FILE, load_boxes
-from checks import memory_bytes
+from checks import data_shape, memory_bytes
 from config import defaults
 from distributed import in_turn, own_share, world
 from images import LOADERS
@@ -78,7 +78,9 @@ def load_datasets(config: dict) -> tuple[ImageDataset, ImageDataset, ImageDatase
     Prints what was loaded.
     """
     config = defaults | config
-    check_value("dataset", config["dataset"], CONFIG["dataset"])
+    for key in ("dataset", *defaults):
+        check_value(key, config.get(key), CONFIG[key])
+    data_shape(config)  # own pictures need a size
     splits, classes, mean, std = in_turn(LOADERS[config["dataset"]], config)
     given = {
         split: ImageDataset(

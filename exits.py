@@ -1,6 +1,7 @@
 """How a script that is run by its name ends: one line for what went wrong, and an exit code."""
 
 import functools
+import os
 import sys
 
 from commands import resume_command
@@ -11,7 +12,8 @@ from interruption import Stopped
 
 
 def exit_cleanly(main):
-    """Exit codes: 0 done, 2 the user can mend it, 1 ours (a traceback), 130 and 143 stopped."""
+    """Exit codes: 0 done, 2 the user can mend it, 1 ours (a traceback), 130 and 143 stopped,
+    141 nobody reads any more."""
 
     @functools.wraps(main)
     def wrapped(config):
@@ -20,6 +22,9 @@ def exit_cleanly(main):
                 stream.reconfigure(errors="backslashreplace")
         try:
             return main(config)
+        except BrokenPipeError:  # whoever read along, `head` say, has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor does the end print
+            raise SystemExit(141) from None
         except (ValueError, OSError) as error:
             refuse(error)
         except RuntimeError as error:

@@ -1,6 +1,7 @@
 """What every exercise has around it: one run a seed, results.json, errors in one line."""
 
 import contextlib
+import errno
 import functools
 import os
 import shutil
@@ -206,7 +207,7 @@ def disk_errors_explained(folder):
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # one of ours, which says it all
+        if error.errno in (None, errno.EPIPE):  # one of ours, which says it all, or of the output
             raise
         what = error.filename or "a file"
         once = f"; once that is mended, --resume {folder} repeats what is missing"

@@ -1,11 +1,14 @@
 """Every way to hold it wrong ends in one line that names the thing, and leaves nothing behind."""
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
 import urllib.error
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torchvision
@@ -19,6 +22,7 @@ import exercise_1_3
 import exercise_2_3
 from checkpoint import save_checkpoint
 from config import parse_config
+from dataset import load_datasets
 from exits import exit_cleanly, read_flags
 from models import build_model
 
@@ -323,6 +327,42 @@ def test_a_preset_that_is_written_into_the_dict_is_laid_over_it_and_a_wrong_one_
             parse_config(written | {"preset": wrong}, presets, [])
         said = f"preset {wrong!r} is none of this script's: none, best"
         assert said in capsys.readouterr().err
+
+
+def test_where_nobody_reads_the_output_any_more_it_ends_without_a_word(monkeypatch, capsys):
+    @exit_cleanly
+    def gone(config):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    closed = []
+    monkeypatch.setattr(os, "dup2", lambda *files: closed.append(files))
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(fileno=lambda: 1))
+    with pytest.raises(SystemExit, match="141"):
+        gone({})
+    assert len(closed) == 1 and not capsys.readouterr().err
+
+
+def test_a_folder_in_the_home_is_found_by_its_tilde(monkeypatch, tmp_path, digits_config):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    results = exercise_1_1.main(digits_config | {"run_dir": "~/one"})
+    assert results["run_dir"] == str(tmp_path / "home" / "one")
+    assert Path(results["run_dir"], "results.json").is_file() and not Path("~").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "dataset must be one of"),
+        ({"dataset": "digits", "val_fraction": "0.1"}, "val_fraction must be a number"),
+        ({"dataset": "digits", "image_size": -3}, "image_size must be a whole number"),
+        ({"dataset": "image_folder", "data_dir": "own"}, "image_folder needs a size"),
+    ],
+)
+def test_data_that_are_loaded_from_python_say_what_is_wrong_too(changes, said):
+    Path("own/train/cat").mkdir(parents=True)
+    with pytest.raises(ValueError, match=said):
+        load_datasets(changes)
+    assert not Path("own/.cache").exists()
 
 
 @pytest.mark.parametrize("changes", [{3: 4}, {"model": {"kind": "mlp", "layers": {1: 784}}}])
