@@ -178,9 +178,9 @@ def fitting(names):
     """{name: itself, or shortened where it would run into what stands beside it}: at the end, in
     the middle or at the beginning, wherever different names stay different."""
     cuts = (
-        lambda name: f"{name[:16]}...",
-        lambda name: f"{name[:8]}...{name[-8:]}",
-        lambda name: f"...{name[-16:]}",
+        lambda name: f"{name[:14]}...",
+        lambda name: f"{name[:7]}...{name[-7:]}",
+        lambda name: f"...{name[-14:]}",
     )
     names = set(names)
     tries = [{name: name if len(name) < 19 else cut(name) for name in names} for cut in cuts]
