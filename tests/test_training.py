@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 from pathlib import Path
 
 import pytest
@@ -346,11 +347,15 @@ def test_who_trains_in_the_slower_precision_is_told(
     assert f"--precision {told}" in said if told else "--precision" not in said
 
 
+def own_memory():
+    """Bytes of this process that no file stands behind."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) * 1024
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone has mallopt")
 def test_what_a_cnn_frees_is_not_fetched_from_the_system_again_and_goes_back_after_it():
     import resource
-
-    from test_own_pictures import own_memory
 
     def page_faults():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
