@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import compiled
-from compiled import GraphedStep, make_step, unchanged
+from compiled import GraphedStep, choose_compiled, make_step, unchanged
 from config import complete_config
 from models import build_model
 from optimisation import make_optimizer
@@ -44,6 +44,31 @@ def test_where_compiling_fails_the_plain_step_is_taken(digits_config, monkeypatc
     reason = str(error).partition("\n")[0] or "AssertionError"
     assert capsys.readouterr().err == f"the plain step is taken, compiling failed: {reason}\n"
     plain(*batch())  # on state that the attempt left behind
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({}, "there is no C++ compiler\n"), ({"model": CNN}, None), ({"optimizer": "sgd"}, None)],
+)
+def test_a_missing_compiler_is_named_where_it_alone_is_missing(
+    digits_config, monkeypatch, capsys, changes, said
+):
+    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+    config = complete_config(digits_config | changes)
+    model = build_model(config)
+    assert not choose_compiled(config, model, torch.device("cpu"), 50_000)
+    assert capsys.readouterr().err == (f"the plain step is taken: {said}" if said else "")
+
+
+def test_an_optimizer_that_was_added_is_not_compiled_as_adam(digits_config, monkeypatch):
+    monkeypatch.setattr(compiled.shutil, "which", str)  # as if a compiler were there
+    config = complete_config(digits_config)
+    model = build_model(config)
+    for optimizer, compiles in (("adam", True), ("adamw", True), ("adagrad", False)):
+        chosen = choose_compiled(
+            config | {"optimizer": optimizer}, model, torch.device("cpu"), 50_000
+        )
+        assert chosen == compiles
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

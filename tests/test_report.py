@@ -88,6 +88,10 @@ def test_the_interval_of_paired_differences_is_that_of_the_t_test():
     assert found["mean"] == pytest.approx(fmean(points[0]) - fmean(points[1]))
 
 
+def test_pairs_that_all_differ_alike_have_an_interval_of_no_width():
+    assert paired([0.75, 0.5], [0.5, 0.25]) == {"mean": 25.0, "low": 25.0, "high": 25.0}
+
+
 def test_prose_is_filled_and_tables_and_code_are_not():
     long = "word " * 60
     assert max(map(len, reflow(long).splitlines())) <= 105

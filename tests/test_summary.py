@@ -109,6 +109,17 @@ def test_a_network_with_maps_is_offered_them(digits_config):
     assert path in found["every class"] and "what it looks at" not in found
 
 
+def test_what_explains_pictures_of_another_folder_is_judged_on_them(tmp_path):
+    results = {"exercise": "exercise_2_3", "run_dir": "maps"}
+    config = exercise_2_3.config | {"checkpoint": "best.pt"}
+    for data_dir, named in ((str(tmp_path), ["--data_dir", str(tmp_path)]), ("data", [])):
+        rows = dict(
+            commands.next_commands(results | {"config": config | {"data_dir": data_dir}}, True)
+        )
+        *_, rest = rows["every class"].partition("best.pt")
+        assert shlex.split(rest) == named
+
+
 def test_a_map_of_one_cell_is_not_offered_and_said_to_show_nothing(digits_config, capsys):
     model = exercise_1_3.config["model"] | {"layers": [4, 4, 4]}
     text = printed(exercise_1_3.config | digits_config | {"model": model}, exercise_1_3)
