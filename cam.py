@@ -21,15 +21,13 @@ from cache import read_image
 from cam_pictures import save_cam_visualization
 from checkpoint import find_checkpoint, load_trained
 from checks import first_line
-from config import EXPLAINED, defaults
-from dataset import ImageDataset, deskew, load_as_trained, make_generator, to_grey
+from dataset import ImageDataset, deskew, make_generator, to_grey
 from devices import choose_device, freed_memory_kept
 from distributed import rank, shared
 from exits import exit_cleanly, read_flags
 from gallery import draw_gallery, folder_name
 from images import SUFFIXES
 from models import CNN, ResNet18, evaluating, fold_norms, map_cells
-from tracking import check_same_data
 
 __all__ = [
     "ClassActivation",
@@ -175,29 +173,6 @@ def cam(model: CNN | ResNet18, dataset: ImageDataset, config: dict) -> list[dict
         paths.append(f"{folder_name(dataset.classes[label])}/sample_{number}_idx_{index}")
     folder = Path(config["run_dir"]) / "cam"
     return draw_gallery(folder, dataset, indices, activation, paths, boxes, config["cam"]["grid"])
-
-
-def load_explained(config):
-    """(network on its device, config, data sets, epoch) of config["checkpoint"]: all is that of its
-    training, but for what is EXPLAINED by the config: where its data lie, what is drawn and where.
-
-    Raises ValueError where the network has no maps, or the data have other classes.
-    """
-    path = find_checkpoint(config["checkpoint"])
-    model, state = load_trained(path)
-    check_maps(model, path, state["data"]["shape"])
-    trained = defaults | state["config"]
-    elsewhere = config["data_dir"] != defaults["data_dir"] or not Path(trained["data_dir"]).is_dir()
-    if elsewhere:
-        trained["data_dir"] = config["data_dir"]
-    config = trained | {key: config[key] for key in EXPLAINED - {"data_dir"}}
-    model.to(choose_device(config["device"]))
-    sets = load_as_trained(config, state["data"], path)
-    if not elsewhere:
-        check_same_data(
-            path.absolute().parent.parent, sets[0], "name what to explain by --data_dir"
-        )
-    return model, config, sets, state["epoch"]
 
 
 def check_maps(model, source, shape):

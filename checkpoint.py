@@ -81,12 +81,12 @@ class CheckpointWriter:
         """`state` is that of the last epoch of state["history"]."""
         *before, now = [row["val/accuracy"] for row in state["history"]]
         epoch, epochs = len(before) + 1, self.config["epochs"]
-        content = _sealed(state | {"epoch": epoch, "config": self.config})
-        if now > max(before, default=-1.0):
-            self.waiting["best.pt"] = content
+        best = now > max(before, default=-1.0)
         due = epoch % self.config["checkpoint_every"] == 0 or epoch == epochs
-        if due or "last.pt" in self.waiting:
-            self.waiting["last.pt"] = content
+        last = due or "last.pt" in self.waiting
+        content = _sealed(state | {"epoch": epoch, "config": self.config}) if best or last else b""
+        self.waiting |= {"best.pt": content} if best else {}
+        self.waiting |= {"last.pt": content} if last else {}
         for name in sorted(self.waiting):  # best before last: what last speaks of is there
             try:
                 _write(self.folder / name, self.waiting[name])

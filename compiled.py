@@ -40,8 +40,8 @@ def choose_compiled(config, model, device, steps):
     reasons = {
         f"{world()} processes train together": world() > 1,
         f"a step cannot be compiled for {device.type}": device.type not in WORTH_IT,
-        f"the optimizer is {config['optimizer']}": config["optimizer"] == "muon"
-        or (cpu and config["optimizer"] not in ("adam", "adamw")),
+        f"the optimizer is {config['optimizer']}": cpu
+        and config["optimizer"] not in ("adam", "adamw"),
         "the network keeps statistics or convolves": cpu and any(True for _ in model.buffers()),
         "the precision is not float32": cpu and config["precision"] == "bfloat16",
         "there is no C++ compiler": cpu and not any(map(shutil.which, ("g++", "clang++", "cl"))),

@@ -64,10 +64,15 @@ best = {
     "flip": True,
     "shift": 4,
 }
-deeper = {"layers": group(64, 3) + group(256, 3) + group(256, 3), "residual": True}
+wide = best | {  # 12.7 million parameters, for a GPU
+    "model": best["model"] | {"layers": group(128, 3) + group(512, 3) + group(512, 3)},
+    "epochs": 60,
+    "cutout": 12,
+}
 presets = {
     "best": best,
-    "residual": best | {"model": best["model"] | deeper, "epochs": 30, "cutout": 8},
+    "wide": wide,
+    "residual": wide | {"model": wide["model"] | {"residual": True}, "epochs": 120},
 }
 
 

@@ -3,19 +3,20 @@
     python exercise_2_3.py                                  # train, then draw the maps
     python exercise_2_3.py --checkpoint runs/...            # draw the maps alone
     python exercise_2_3.py --preset best                    # residual layers, crops, Muon
+    python exercise_2_3.py --preset wide                    # five times as wide a network, on a GPU
     python exercise_2_3.py --dataset digits                 # no download, one minute
 
 Test accuracy 0.8303 (seed 0, --precision bfloat16), --preset best 0.9008 +- 0.0022 (three seeds).
 """
 
-from cam import cam, choose_images, load_explained
+from cam import cam, choose_images
 from config import defaults, parse_config
 from dataset import load_datasets
 from evaluate import evaluate
 from experiment import experiment, summarise
+from explain import explain
 from models import build_model
 from plots import draw_confusion, draw_curves
-from tracking import open_run, write_manifest
 from training import train
 
 config = defaults | {
@@ -44,24 +45,31 @@ config = defaults | {
         "grid": False,  # show the cells of the map
     },
 }
+stem = {"kernel_size": 5, "stride": 2, "padding": 2}
+best = {
+    "model": {
+        "layers": [stem | {"channels": 32}, {"channels": 64, "pool": 1}, 64]
+        + [*2 * [{"channels": 128, "pool": 1}], *3 * [256]],
+        "residual": True,
+    },
+    "optimizer": "muon",
+    "lr": 3e-3,
+    "batch_size": 128,
+    "schedule": "cosine",
+    "epochs": 42,
+    "label_smoothing": 0.1,
+    "flip": True,
+    "crop": 0.25,
+    "crop_size": 96,
+}
+wide = {  # ten layers of 9 million parameters, for a GPU
+    "layers": [stem | {"channels": 64}, *2 * [{"channels": 128, "pool": 1}], 128]
+    + [*2 * [{"channels": 256, "pool": 1}], 256, *3 * [512]],
+}
 presets = {
     "digits": {"dataset": "digits", "epochs": 10},
-    "best": {
-        "model": {
-            "layers": [{"channels": 32, "kernel_size": 5, "stride": 2, "padding": 2}]  # a stem
-            + [{"channels": 64, "pool": 1}, 64, *2 * [{"channels": 128, "pool": 1}], *3 * [256]],
-            "residual": True,
-        },
-        "optimizer": "muon",
-        "lr": 3e-3,
-        "batch_size": 128,
-        "schedule": "cosine",
-        "epochs": 42,
-        "label_smoothing": 0.1,
-        "flip": True,
-        "crop": 0.25,
-        "crop_size": 96,
-    },
+    "best": best,
+    "wide": best | {"model": best["model"] | wide, "epochs": 200, "val_fraction": 0.05},
 }
 
 
@@ -78,20 +86,6 @@ def main(config):
     draw_confusion(test["confusion"], test_set.classes, config["run_dir"])
     cam(model, test_set, config)
     return summarise(model, val_accuracies, val_losses, test)
-
-
-def explain(config):
-    """Draw the maps of a trained network, on the data that it was trained for."""
-    model, config, (train_set, val_set, test_set), epoch = load_explained(config)
-    choose_images(test_set, config)
-    device = next(model.parameters()).device
-    open_run(config, lambda folder: write_manifest(folder, config, train_set, device))
-    val, test = evaluate(model, val_set), evaluate(model, test_set)
-    draw_confusion(test["confusion"], test_set.classes, config["run_dir"])
-    cam(model, test_set, config)
-    results = summarise(model, [val["accuracy"]], [val["loss"]], test)
-    results["val"]["best_epoch"] = epoch
-    return results | {"config": config, "epochs": epoch}
 
 
 if __name__ == "__main__":

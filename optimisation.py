@@ -49,24 +49,26 @@ class Muon(torch.optim.AdamW):
     def __init__(self, weights, momentum, **settings):
         super().__init__(weights, **settings)
         self.momentum = momentum
+        for kernel in filter(is_kernel, weights):
+            self.state[kernel] = {
+                "step": torch.zeros(()),  # AdamW looks for it when it loads a checkpoint
+                "momentum": torch.zeros_like(kernel),
+                "length": kernel.detach().norm(),
+            }
 
     @torch.no_grad()
     def step(self):
         skipped = self.found_inf > 0
         for group in self.param_groups:
             for kernel in group["params"]:
-                if kernel.ndim == 4:
+                if is_kernel(kernel):
                     self.move(kernel, STEP_OF_A_KERNEL * group["lr"], skipped)
                     kernel.grad = None  # AdamW passes it by
         super().step()
 
     def move(self, kernel, share, skipped):
         state = self.state[kernel]
-        if not state:
-            state["step"] = torch.zeros(())  # AdamW looks for it when it loads a checkpoint
-            state["momentum"] = torch.zeros_like(kernel)
-            state["length"] = kernel.norm()
-        gradient = kernel.grad.where(~skipped, 0.0)
+        gradient = kernel.grad.masked_fill(skipped, 0.0)
         state["momentum"].mul_(self.momentum).add_(gradient)
         ahead = gradient + self.momentum * state["momentum"]
         step = orthogonalise(ahead.flatten(1)).view_as(kernel)
@@ -74,18 +76,23 @@ class Muon(torch.optim.AdamW):
         kernel.copy_((moved * (state["length"] / moved.norm())).where(~skipped, kernel))
 
 
+def is_kernel(weight):
+    return weight.ndim == 4
+
+
 def orthogonalise(matrix, steps=5):
     """A matrix (m, n) with its singular values brought to between 0.7 and 1.2, its vectors kept.
 
-    `steps` of a quintic Newton-Schulz iteration with the coefficients of Jordan et al. 2024. The
-    smallest of a badly conditioned matrix may stay below.
+    `steps` of a quintic Newton-Schulz iteration with the coefficients of Jordan et al. 2024, on a
+    GPU in bfloat16 as there. The smallest of a badly conditioned matrix may stay below.
     """
     x = matrix / (matrix.norm() + 1e-12)
+    x = x.bfloat16() if x.is_cuda else x
     x = x.T if len(matrix) > matrix.shape[1] else x  # the smaller product
     for _ in range(steps):
         square = x @ x.T
         x = 3.4445 * x + (2.0315 * square @ square - 4.775 * square) @ x
-    return x.T if len(matrix) > matrix.shape[1] else x
+    return (x.T if len(matrix) > matrix.shape[1] else x).to(matrix.dtype)
 
 
 class Schedule:

@@ -19,7 +19,7 @@ from checks import data_shape, first_line
 from compiled import make_step
 from config import check_unchanged, complete_config
 from dataset import ImageDataset, batches, derive_seed, shrink
-from devices import choose_device, freed_memory_kept, keep_on
+from devices import choose_device, convolutions_timed, freed_memory_kept, keep_on
 from distributed import (
     agreement,
     average_statistics,
@@ -89,6 +89,7 @@ def train_held(model, train_set, val_set, config, held):
         held.enter_context(freed_memory_kept())
     elif device.type == "cpu":
         torch.set_num_threads(1)  # two meet more often than they help in matrices this small
+    held.enter_context(convolutions_timed())
     whiten_from(model, train_set)
     model.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, config)

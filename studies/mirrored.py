@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import tyro
 
+from devices import choose_device
 from evaluate import Flags as Judged
 from evaluate import Mirrored, evaluate, load_judged
 from exits import exit_cleanly
@@ -29,12 +30,12 @@ class Flags:
     out: str = str(RESULTS)
 
 
-def measure(run):
+def measure(run, device):
     """{"plain", "mirrored"}: test accuracies, of every seed in the folder `run`."""
     found = {"plain": [], "mirrored": []}
     for folder in find_finished(run)[1]:
         model, test_set = load_judged(Judged(str(folder)))
-        model.to(memory_format=torch.channels_last)
+        model.to(device, memory_format=torch.channels_last)
         for name, network in (("plain", model), ("mirrored", Mirrored(model))):
             found[name].append(evaluate(network, test_set)["accuracy"])
     return found
@@ -47,7 +48,8 @@ def main(flags):
         raise FileNotFoundError(
             f"no {Path(flags.out) / name}: python -m studies.report --add {flags.run} makes it"
         )
-    measured = measure(flags.run) | describe_process(torch.device("cpu"))
+    device = choose_device("auto")
+    measured = measure(flags.run, device) | describe_process(device)
     write_json(Path(flags.out) / name / "mirrored.json", measured)
     print(json.dumps({key: measured[key] for key in ("plain", "mirrored")}))
 

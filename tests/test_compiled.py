@@ -97,7 +97,7 @@ def test_steps_taken_inside_unchanged_leave_no_trace(digits_config, optimizer, b
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "muon"])
 def test_the_captured_step_is_the_plain_step(digits_config, optimizer):
     config = digits_config | {"optimizer": optimizer, "precision": "float32"}
     config["model"] = CNN | {"dropout": 0.0}

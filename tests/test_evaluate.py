@@ -13,10 +13,10 @@ from sklearn.metrics import classification_report
 import exercise_1_1
 import exercise_1_3
 import exercise_2_3
-from cam import load_explained
 from checkpoint import save_checkpoint
 from dataset import ImageDataset, deskew, load_datasets
 from evaluate import Flags, Mirrored, evaluate, load_judged, main, report
+from explain import load_explained
 from models import CNN, build_model
 from summary import wilson
 

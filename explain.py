@@ -1,0 +1,50 @@
+"""Exercise 2.3 without its training: the maps of a network that is there already."""
+
+from pathlib import Path
+
+from cam import cam, check_maps, choose_images
+from checkpoint import find_checkpoint, load_trained
+from config import EXPLAINED, defaults
+from dataset import load_as_trained
+from devices import choose_device
+from evaluate import evaluate
+from experiment import summarise
+from plots import draw_confusion
+from tracking import check_same_data, open_run, write_manifest
+
+
+def explain(config):
+    """The results of config["checkpoint"], judged and drawn on the data it was trained for."""
+    model, config, (train_set, val_set, test_set), epoch = load_explained(config)
+    choose_images(test_set, config)
+    device = next(model.parameters()).device
+    open_run(config, lambda folder: write_manifest(folder, config, train_set, device))
+    val, test = evaluate(model, val_set), evaluate(model, test_set)
+    draw_confusion(test["confusion"], test_set.classes, config["run_dir"])
+    cam(model, test_set, config)
+    results = summarise(model, [val["accuracy"]], [val["loss"]], test)
+    results["val"]["best_epoch"] = epoch
+    return results | {"config": config, "epochs": epoch}
+
+
+def load_explained(config):
+    """(network on its device, config, data sets, epoch) of config["checkpoint"]: all is that of its
+    training, but for what is EXPLAINED by the config: where its data lie, what is drawn and where.
+
+    Raises ValueError where the network has no maps, or the data have other classes.
+    """
+    path = find_checkpoint(config["checkpoint"])
+    model, state = load_trained(path)
+    check_maps(model, path, state["data"]["shape"])
+    trained = defaults | state["config"]
+    elsewhere = config["data_dir"] != defaults["data_dir"] or not Path(trained["data_dir"]).is_dir()
+    if elsewhere:
+        trained["data_dir"] = config["data_dir"]
+    config = trained | {key: config[key] for key in EXPLAINED - {"data_dir"}}
+    model.to(choose_device(config["device"]))
+    sets = load_as_trained(config, state["data"], path)
+    if not elsewhere:
+        check_same_data(
+            path.absolute().parent.parent, sets[0], "name what to explain by --data_dir"
+        )
+    return model, config, sets, state["epoch"]
