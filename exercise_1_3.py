@@ -66,13 +66,13 @@ best = {
 }
 wide = best | {  # 12.7 million parameters, for a GPU
     "model": best["model"] | {"layers": group(128, 3) + group(512, 3) + group(512, 3)},
-    "epochs": 60,
+    "epochs": 40,
     "cutout": 12,
 }
 presets = {
     "best": best,
     "wide": wide,
-    "residual": wide | {"model": wide["model"] | {"residual": True}, "epochs": 120},
+    "residual": wide | {"model": wide["model"] | {"residual": True}, "epochs": 80},
 }
 
 

@@ -69,7 +69,7 @@ wide = {  # ten layers of 9 million parameters, for a GPU
 presets = {
     "digits": {"dataset": "digits", "epochs": 10},
     "best": best,
-    "wide": best | {"model": best["model"] | wide, "epochs": 200, "val_fraction": 0.05},
+    "wide": best | {"model": best["model"] | wide, "epochs": 120, "val_fraction": 0.05},
 }
 
 
