@@ -3,7 +3,7 @@
     python exercise_1_1.py                      # 50 epochs, 20 s on 2 cores
     python exercise_1_1.py --dataset digits     # no download, 5 s
     python exercise_1_1.py --preset best        # the same 55,050 parameters, trained better
-    python exercise_1_1.py --preset wide        # 10 million, elastic digits, on a GPU
+    python exercise_1_1.py --preset wide        # 1.3 million parameters, elastic digits
     python exercise_1_1.py --seeds 0 1 2 3 4    # mean and standard deviation
 
 Five seeds on 2 cores of an AMD EPYC: test accuracy 0.9739 +- 0.0009, loss 0.089 +- 0.003; with
@@ -44,15 +44,14 @@ presets = {
         "zoom": 0.1,
         "elastic": 0.5,
     },
-    "wide": {  # 10 million parameters, and every digit another hand's, for a GPU
-        "model": {"layers": [784, 2048, 2048, 2048, 10]},
+    "wide": {  # 1.3 million parameters, and every digit another hand's
+        "model": {"layers": [784, 800, 800, 10]},
         "optimizer": "adamw",
         "lr": 1e-3,
         "weight_decay": 0.05,
-        "batch_size": 256,
+        "batch_size": 128,
         "schedule": "one_cycle",
-        "epochs": 300,
-        "deskew": True,
+        "epochs": 100,
         "rotate": 10.0,
         "shift": 1,
         "zoom": 0.15,

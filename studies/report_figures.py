@@ -98,7 +98,10 @@ FIGURES = {  # of every figure: what draws it, and from which results
     ),
     "cnn": (
         draw_cnns,
-        [f"exercise_1_3-{name}" for name in ("default", "best", "residual")],
+        [f"exercise_1_3-{name}" for name in ("default", "best", "wide", "residual")],
     ),
-    "imagenette": (draw_cnns, ["exercise_2_3-default", "exercise_2_3-best"]),
+    "imagenette": (
+        draw_cnns,
+        [f"exercise_2_3-{name}" for name in ("default", "best", "wide")],
+    ),
 }

@@ -169,8 +169,9 @@ def test_metrics_belong_to_the_run_that_they_stand_beside(digits_config, tmp_pat
 
 @pytest.mark.parametrize(
     "name",
-    ["exercise_1_1-best", "exercise_1_1-wide", "exercise_1_3-best", "exercise_1_3-residual"]
-    + ["exercise_2_3-best"],
+    ["exercise_1_1-best", "exercise_1_1-wide"]
+    + ["exercise_1_3-best", "exercise_1_3-wide", "exercise_1_3-residual"]
+    + ["exercise_2_3-best", "exercise_2_3-wide"],
 )
 def test_a_preset_is_what_its_published_numbers_were_reached_with(name):
     exercise, _, preset = name.partition("-")
@@ -179,7 +180,8 @@ def test_a_preset_is_what_its_published_numbers_were_reached_with(name):
     apart = RESUMABLE - {"epochs"} | {"seed", "seeds", "precision"}
     for run in load_experiments()[name].runs:
         ran = flatten(defaults | run["config"])
-        assert {key for key in written if ran[key] != written[key]} <= apart
+        differing = {key.partition(".")[0] for key in written if ran[key] != written[key]}
+        assert differing <= apart
 
 
 def test_the_best_until_an_epoch_looks_no_further():
