@@ -2,7 +2,7 @@
 
 A checkpoint is an ordinary torch file, read with weights_only=True, followed by a mark and the
 SHA-256 of everything before it: {"format", "epoch", "model", "optimizer", "scheduler", "config",
-"history", "wandb_id", "data": {"classes", "mean", "std", "shape"}}.
+"history", "wandb_id", "data": {"classes", "mean", "std", "shape", "sha256"}}.
 """
 
 import contextlib

@@ -3,6 +3,7 @@
 Axis letters: N images, C channels, H x W pixels.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,15 +59,24 @@ class ImageDataset:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def about(self):
-        """What a network trained on this must know of it: (C, H, W), classes, normalisation."""
+        """What a network trained on this must know of it: (C, H, W), classes, normalisation, and
+        the `data_sha256` by which it is known again."""
         values = {"classes": list(self.classes), "mean": list(self.mean), "std": list(self.std)}
-        return values | {"shape": list(self.images.shape[1:])}
+        return values | {"shape": list(self.images.shape[1:]), "sha256": data_sha256(self)}
 
     def normalise(self, images):
         """uint8 or float pixels in [0, 255] (n, C, H, W) -> float32 of mean 0 and deviation 1."""
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1) * 255
         scale = 1 / (torch.tensor(self.std, device=images.device).view(-1, 1, 1) * 255)
         return images.to(torch.float32, copy=True).sub_(mean).mul_(scale)
+
+
+def data_sha256(dataset):
+    """A SHA-256 of all labels and of evenly spread images, 1,000 to 1,999 of them, or all."""
+    step = max(1, len(dataset) // 1000)
+    digest = hashlib.sha256(dataset.images[::step].cpu().contiguous().numpy().tobytes())
+    digest.update(dataset.labels.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_datasets(config: dict) -> tuple[ImageDataset, ImageDataset, ImageDataset]:

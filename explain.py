@@ -44,7 +44,6 @@ def load_explained(config):
     model.to(choose_device(config["device"]))
     sets = load_as_trained(config, state["data"], path)
     if not elsewhere:
-        check_same_data(
-            path.absolute().parent.parent, sets[0], "name what to explain by --data_dir"
-        )
+        known = state["data"].get("sha256")
+        check_same_data(known, path, sets[0], "name what to explain by --data_dir")
     return model, config, sets, state["epoch"]

@@ -213,7 +213,7 @@ class Member:
     def __init__(self, config, device):
         self.config = dict(config)
         self.train_set, val_set, _ = load_datasets(config)
-        self.val_set = keep_on(device, val_set)
+        self.about, self.val_set = self.train_set.about(), keep_on(device, val_set)
         self.model = build_model(config).to(device)
         assert isinstance(self.model, MLP | SkipMLP)
         self.steps = math.ceil(len(self.train_set) / config["batch_size"])  # an epoch
@@ -238,7 +238,7 @@ class Member:
             "model": self.model.state_dict(),
             "history": self.history,
             "wandb_id": None,
-            "data": self.train_set.about(),
+            "data": self.about,
         }
 
     def end_epoch(self, metrics, state):

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import hashlib
 import io
 import json
 import os
@@ -17,6 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from checks import first_line
+from dataset import data_sha256
 from distributed import first_only, rank, world
 from events import EventFile, last_step
 from files import write_json, write_whole
@@ -114,19 +114,14 @@ def write_manifest(folder, config, train_set, device):
 
 
 @first_only
-def check_same_data(folder, train_set, way_out="start a new run"):
-    """Raise ValueError where the run in `folder` was started with other pictures: some of those
-    that it held out may be among these. The published data sets do not change."""
-    if train_set.name != "image_folder":
-        return
-    known = None
-    with contextlib.suppress(OSError, ValueError):
-        manifest = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))
-        known = manifest.get("data_sha256")
-    if known not in (None, data_sha256(train_set)):
+def check_same_data(known, source, train_set, way_out="start a new run"):
+    """Raise ValueError where the network of `source` was trained on other pictures than those of
+    `train_set`, by the data_sha256 `known`: some of those that it held out may be among these. The
+    published data sets do not change."""
+    if train_set.name == "image_folder" and known not in (None, data_sha256(train_set)):
         raise ValueError(
-            f"the training pictures of {folder} are not those that it was started with "
-            f"(data_sha256 in its manifest.json): bring those back, or {way_out}"
+            f"the training pictures of {source} are not those that it was started with (their "
+            f"data_sha256 is another): bring those back, or {way_out}"
         )
 
 
@@ -170,14 +165,6 @@ def processor_name():
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def data_sha256(dataset):
-    """A SHA-256 of all labels and of evenly spread images, 1,000 to 1,999 of them, or all."""
-    step = max(1, len(dataset) // 1000)
-    digest = hashlib.sha256(dataset.images[::step].cpu().contiguous().numpy().tobytes())
-    digest.update(dataset.labels.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 class Tracker:

@@ -97,9 +97,8 @@ def train_held(model, train_set, val_set, config, held):
     schedule = Schedule(optimizer, len(sizes), config)
     parts = {"model": model, "optimizer": optimizer, "scheduler": schedule}
     resumed = config["resume"] != "none"
-    history, wandb_id = restore(parts, config) if resumed else ([], None)
-    if resumed:
-        check_same_data(config["resume"], train_set)
+    about = train_set.about()
+    history, wandb_id = restore(parts, config, train_set) if resumed else ([], None)
     before = sum(len(train_set) / row["train/images_per_second"] for row in history)
     leave_behind(model=model, train_set=train_set, val_set=val_set, history=history)
     leave_behind(seconds_before=before)
@@ -122,7 +121,7 @@ def train_held(model, train_set, val_set, config, held):
 
     def state():
         parts_now = {name: part.state_dict() for name, part in parts.items()}
-        return parts_now | {"history": history, "wandb_id": wandb_id, "data": train_set.about()}
+        return parts_now | {"history": history, "wandb_id": wandb_id, "data": about}
 
     def fill(folder):
         write_manifest(folder, config, train_set, device)
@@ -238,10 +237,11 @@ def memory_errors_explained(config):
         ) from None
 
 
-def restore(parts, config):
+def restore(parts, config, train_set):
     """Load the last checkpoint of the run in config["resume"]; return (history, wandb_id)."""
     state = from_first(load_last, config["resume"])
     check_unchanged(state["config"], config)
+    check_same_data(state["data"].get("sha256"), config["resume"], train_set)
     for name, part in parts.items():
         load_weights(part, state[name], config["resume"])
     for group in parts["optimizer"].param_groups:

@@ -1,6 +1,7 @@
 """`python evaluate.py`: what a finished run reached, again from its folder."""
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -97,10 +98,12 @@ def test_pictures_that_came_later_are_not_taken_for_those_that_were_held_out(
     folder = digits_config["run_dir"]
     assert evaluate(*load_judged(Flags(folder)))["accuracy"] == results["test"]["accuracy"]
     add("cat", 99)
-    maps = exercise_2_3.config | {"checkpoint": folder, "wandb_mode": "disabled"}
-    for judge in (load_judged, lambda flags: load_explained(maps | {"data_dir": "data"})):
-        with pytest.raises(ValueError, match=r"training pictures of .* are not those .*--data_dir"):
-            judge(Flags(folder))
+    copied = shutil.copy(Path(folder) / "checkpoints" / "best.pt", tmp_path / "copied.pt")
+    maps = exercise_2_3.config | {"data_dir": "data", "wandb_mode": "disabled"}
+    for judge in (load_judged, lambda flags: load_explained(maps | {"checkpoint": flags.run})):
+        for source in (folder, str(copied)):
+            with pytest.raises(ValueError, match=r"pictures of .* are not those .*--data_dir"):
+                judge(Flags(source))
     load_judged(Flags(folder, data_dir=str(tmp_path)))  # named, they are judged
 
 

@@ -23,11 +23,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import exercise_1_1
 import tracking
 from checkpoint import load_last
-from dataset import load_datasets
+from dataset import data_sha256, load_datasets
 from events import EventFile
 from models import build_model
 from plots import read_metrics
-from tracking import data_sha256, describe_process, git_commit, write_metrics
+from tracking import describe_process, git_commit, write_metrics
 from training import train
 
 
