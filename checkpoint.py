@@ -37,8 +37,9 @@ def save_checkpoint(path: str | Path, state: dict) -> None:
 def _sealed(state):
     buffer = io.BytesIO()
     torch.save({"format": FORMAT} | state, buffer)
-    content = buffer.getvalue()
-    return content + MARK + hashlib.sha256(content).digest()
+    buffer.seek(0, io.SEEK_END)
+    buffer.write(MARK + hashlib.sha256(buffer.getbuffer()).digest())
+    return buffer.getvalue()  # no copy, as adding to it would make
 
 
 def _write(path, content):
