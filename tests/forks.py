@@ -26,6 +26,7 @@ class Forks:
 
     def __init__(self):
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+        environment |= {"CUDA_VISIBLE_DEVICES": ""}  # equal to the bit is promised on CPUs
         self.server = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=environment,
