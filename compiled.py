@@ -43,6 +43,7 @@ def choose_compiled(config, model, device, steps):
         f"the optimizer is {config['optimizer']}": cpu
         and config["optimizer"] not in ("adam", "adamw"),
         "the network keeps statistics or convolves": cpu and any(True for _ in model.buffers()),
+        "a teacher answers": cpu and config["teacher"] != "none",
         "the precision is not float32": cpu and config["precision"] == "bfloat16",
         "there is no C++ compiler": cpu and not any(map(shutil.which, ("g++", "clang++", "cl"))),
     }
@@ -171,10 +172,12 @@ def prepare_state(optimizer):
     return [parameter.detach() for parameter in parameters], *columns
 
 
-def mean_losses(logits, labels, label_smoothing):
-    """Mean cross-entropy of a batch (n, K); of a stack of batches (S, n, K) one a seed, (S,)."""
+def mean_losses(logits, targets, label_smoothing):
+    """Mean cross-entropy of a batch (n, K); of a stack of batches (S, n, K) one a seed, (S,). The
+    targets are labels, or probabilities of the shape of the logits."""
+    targets = targets.movedim(-1, 1) if targets.shape == logits.shape else targets
     losses = F.cross_entropy(
-        logits.movedim(-1, 1), labels, reduction="none", label_smoothing=label_smoothing
+        logits.movedim(-1, 1), targets, reduction="none", label_smoothing=label_smoothing
     )
     return losses.mean(-1)
 

@@ -39,6 +39,7 @@ defaults = {  # --help shows what stands beside a key
     "schedule": "constant",  # of the learning rate over the whole run: or "cosine", "one_cycle"
     "warmup_epochs": 0.0,  # epochs in which the learning rate climbs from 0 to lr
     "label_smoothing": 0.0,  # share of every label that is spread over all classes
+    "teacher": "none",  # a trained run: its answers are learnt instead of the labels
     # run
     "seed": 0,  # fixes the split, the initial weights, the order, the augmentation and dropout
     "seeds": [],  # several: the experiment runs once a seed and reports mean and deviation

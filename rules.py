@@ -99,6 +99,7 @@ CONFIG = {
     "schedule": one_of("constant", "cosine", "one_cycle"),
     "warmup_epochs": NOT_NEGATIVE,
     "label_smoothing": SHARE,
+    "teacher": LINE,
     "seed": SEED,
     "seeds": list_of("whole numbers, 0 or more", SEED),
     "device": LINE,

@@ -30,6 +30,7 @@ from norms import Norms
 from optimisation import Schedule, make_optimizer
 from progress import Progress
 from steps import check_finite, not_finite, threads_restored, train_epoch, uses_bfloat16
+from teacher import load_teacher
 from tracking import Tracker, only_writer, open_run, write_manifest
 from training import memory_errors_explained
 
@@ -67,13 +68,19 @@ class Stack(nn.Module):
         }
 
 
-def stacked_step(stack, optimizer, config):
-    """step(images, labels) -> (losses (S,), correct predictions (S,)), after one update of all."""
+def stacked_step(stack, optimizer, config, teachers):
+    """step(images, labels) -> (losses (S,), correct predictions (S,)), after one update of all.
+
+    `teachers` has one of `load_teacher` a seed, None where there is none.
+    """
     bfloat16 = uses_bfloat16(config, next(stack.parameters()).device)
 
     def step(images, labels):
         logits = stack(images.bfloat16() if bfloat16 else images).float()
-        losses = mean_losses(logits, labels, config["label_smoothing"])
+        targets = labels
+        if teachers[0]:
+            targets = torch.stack([t(i) for t, i in zip(teachers, images, strict=True)])
+        losses = mean_losses(logits, targets, config["label_smoothing"])
         losses.sum().backward()  # the weights of a seed see the mean loss of that seed alone
         optimizer.found_inf = not_finite(losses.sum())
         optimizer.step()
@@ -168,7 +175,7 @@ def train_stack(configs, shows=True):
     schedule = Schedule(optimizer, members[0].steps, config)
     joint = keep_on(device, chained([member.train_set for member in members]))
     images, labels = next(stacked_batches(joint, configs, 1, device))
-    plain = stacked_step(stack, optimizer, config)
+    plain = stacked_step(stack, optimizer, config, [member.teacher for member in members])
     step = make_step(plain, stack, optimizer, images, labels, schedule.total, config)
 
     def states():
@@ -214,6 +221,7 @@ class Member:
         self.config = dict(config)
         self.train_set, val_set, _ = load_datasets(config)
         self.about, self.val_set = self.train_set.about(), keep_on(device, val_set)
+        self.teacher = load_teacher(config, self.train_set, device)
         self.model = build_model(config).to(device)
         assert isinstance(self.model, MLP | SkipMLP)
         self.steps = math.ceil(len(self.train_set) / config["batch_size"])  # an epoch

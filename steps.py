@@ -11,8 +11,11 @@ from torch.nn import functional as F
 from models import convolves
 
 
-def plain_step(model, optimizer, config):
-    """step(images, labels) -> (loss, number of correct predictions), after one update."""
+def plain_step(model, optimizer, config, teacher=None):
+    """step(images, labels) -> (loss, number of correct predictions), after one update.
+
+    With a `teacher` the targets are its probabilities, the labels are counted alone.
+    """
     device = next(model.parameters()).device
     forward = model
     if uses_bfloat16(config, device):
@@ -20,7 +23,8 @@ def plain_step(model, optimizer, config):
 
     def step(images, labels):
         logits = forward(images).float()  # a loss in bfloat16 is 0 where the model is sure
-        loss = F.cross_entropy(logits, labels, label_smoothing=config["label_smoothing"])
+        targets = teacher(images) if teacher else labels
+        loss = F.cross_entropy(logits, targets, label_smoothing=config["label_smoothing"])
         loss.backward()
         optimizer.found_inf = not_finite(loss)  # then it leaves the weights as they are
         optimizer.step()

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,6 +46,7 @@ from steps import (
     threads_restored,
     train_epoch,
 )
+from teacher import load_teacher
 from tracking import (
     Tracker,
     check_same_data,
@@ -113,7 +115,8 @@ def train_held(model, train_set, val_set, config, held):
         print(f"{folder} has its {len(history)} epochs: --epochs {2 * len(history)} trains on")
         return take_best(model, folder, history)
     table = layer_table(model, train_set.images.shape[1:])
-    plain = shared_step(plain_step, model, optimizer, config, len(train_set))
+    taught_step = partial(plain_step, teacher=load_teacher(config, train_set, device))
+    plain = shared_step(taught_step, model, optimizer, config, len(train_set))
     alike = example_batch(train_set, config)
     step = make_step(plain, model, optimizer, *alike, schedule.total, config)
 

@@ -51,7 +51,9 @@ def test_figures_are_those_of_the_results(tmp_path):
             assert (tmp_path / name).read_bytes() == expected, name
 
 
-@pytest.mark.parametrize("folder", ["trust", "trust/others/seed_1", "trust/others/seed_2"])
+@pytest.mark.parametrize(
+    "folder", ["trust", *(f"trust/others/{name}" for name in ("seed_1", "seed_2", "wide"))]
+)
 def test_the_tables_of_trust_are_those_of_the_numbers_beside_them(folder):
     study = json.loads((RESULTS / folder / "trust.json").read_text(encoding="utf-8"))
     text = (RESULTS / folder / "trust.txt").read_text(encoding="utf-8")

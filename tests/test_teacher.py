@@ -1,0 +1,106 @@
+"""A network that learns the answers of another one, which never saw what is held out."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import exercise_1_1
+from checkpoint import load_checkpoint, load_model
+from config import complete_config
+from dataset import batches, load_datasets
+from models import build_model
+from optimisation import make_optimizer
+from seeds import train_seeds
+from steps import plain_step
+from teacher import load_teacher
+from training import train
+
+CPU = torch.device("cpu")
+
+
+def last(folder):
+    return load_checkpoint(Path(folder) / "checkpoints" / "last.pt")
+
+
+@pytest.fixture
+def taught(digits_config, tmp_path):
+    """A config that names the folder of two teachers, of the seeds 0 and 3."""
+    teachers = {"seeds": [0, 3], "run_dir": str(tmp_path / "teachers"), "epochs": 3, "shift": 1}
+    exercise_1_1.main(digits_config | teachers)
+    small = {"model": {"kind": "mlp", "layers": [64, 16, 10]}, "shift": 1}
+    return digits_config | small | {"teacher": str(tmp_path / "teachers")}
+
+
+def test_a_teacher_that_says_the_labels_is_the_plain_step(digits_config):
+    config = complete_config(digits_config)
+    images, labels = torch.randn(20, 1, 8, 8), torch.arange(20) % 10
+    weights = []
+    for teacher in (None, lambda _: F.one_hot(labels, 10).float()):
+        model = build_model(config)
+        step = plain_step(model, make_optimizer(model, config), config, teacher)
+        loss, correct = step(images, labels)
+        weights.append([loss, correct, *model.parameters()])
+    for plain, shown in zip(*weights, strict=True):
+        torch.testing.assert_close(plain, shown)
+
+
+def test_what_is_learnt_are_the_probabilities_of_the_teacher_of_its_seed(taught):
+    config = complete_config(taught | {"seed": 3})
+    train_set = load_datasets(config)[0]
+    images, labels = next(batches(train_set, config, 1))
+    teacher, _ = load_model(Path(config["teacher"]) / "seed_3" / "checkpoints" / "best.pt")
+    targets = teacher(images).softmax(1).detach()
+    assert not torch.equal(targets.argmax(1), labels)  # it errs, and its errors are learnt, too
+    model = build_model(config)
+    expected = -(targets * model(images).log_softmax(1)).sum(1).mean()
+    step = plain_step(
+        model, make_optimizer(model, config), config, load_teacher(config, train_set, CPU)
+    )
+    loss, _ = step(images, labels)
+    torch.testing.assert_close(loss, expected.detach())
+
+
+def test_seeds_that_are_taught_at_once_are_those_of_the_single_runs(taught, tmp_path):
+    configs = [
+        complete_config(taught | {"seed": seed, "epochs": 3, "run_dir": str(tmp_path / f"s{seed}")})
+        for seed in (0, 3)
+    ]
+    train_seeds(configs)
+    for config in configs:
+        single = config | {"run_dir": str(tmp_path / f"alone_{config['seed']}")}
+        train(build_model(single), *load_datasets(single)[:2], single)
+        together, alone = last(config["run_dir"]), last(single["run_dir"])
+        for name, weights in alone["model"].items():
+            torch.testing.assert_close(together["model"][name], weights, atol=2e-4, rtol=1e-3)
+        untaught = single | {"run_dir": f"{single['run_dir']}_untaught", "teacher": "none"}
+        train(build_model(untaught), *load_datasets(untaught)[:2], untaught)
+        losses = [last(run["run_dir"])["history"][-1]["val/loss"] for run in (single, untaught)]
+        assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+
+
+def test_a_run_that_is_taught_resumes_bit_for_bit(taught, tmp_path):
+    whole = taught | {"epochs": 2, "run_dir": str(tmp_path / "whole")}
+    exercise_1_1.main(whole)
+    parts = taught | {"epochs": 1, "run_dir": str(tmp_path / "parts")}
+    exercise_1_1.main(parts)
+    exercise_1_1.main(parts | {"epochs": 2, "resume": parts["run_dir"]})
+    for name, weights in last(whole["run_dir"])["model"].items():
+        assert torch.equal(weights, last(parts["run_dir"])["model"][name])
+
+
+@pytest.mark.parametrize("changes", [{"val_fraction": 0.2}, {"seed": 3, "teacher": "seed_0"}])
+def test_a_teacher_that_may_have_seen_what_is_held_out_is_refused(taught, tmp_path, changes):
+    if "teacher" in changes:
+        changes = changes | {"teacher": f"{taught['teacher']}/seed_0"}
+    with pytest.raises(ValueError, match=r"teachers/seed_0.* other images .*--val_fraction"):
+        exercise_1_1.main(taught | changes)
+    assert not Path(taught["run_dir"]).exists()
+
+
+def test_a_teacher_that_is_not_there_is_missed_before_anything_is_written(taught):
+    for teacher, missed in (("nobody", FileNotFoundError), (taught["teacher"], ValueError)):
+        with pytest.raises(missed, match=f"{Path(teacher).name}"):
+            exercise_1_1.main(taught | {"teacher": teacher, "seed": 7})
+        assert not Path(taught["run_dir"]).exists()
