@@ -71,7 +71,7 @@ def test_an_optimizer_that_was_added_is_not_compiled_as_adam(digits_config, monk
         assert chosen == compiles
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "muon"])
 @pytest.mark.parametrize("before", [0, 2])
 @pytest.mark.parametrize("fails", [False, True])  # as a capture may that is given up
 def test_steps_taken_inside_unchanged_leave_no_trace(digits_config, optimizer, before, fails):
