@@ -2,7 +2,7 @@
 
 A checkpoint is an ordinary torch file, read with weights_only=True, followed by a mark and the
 SHA-256 of everything before it: {"format", "epoch", "model", "optimizer", "scheduler", "config",
-"history", "wandb_id", "data": {"classes", "mean", "std", "shape", "sha256"}}.
+"history", "wandb_id", "teacher", "data": {"classes", "mean", "std", "shape", "sha256"}}.
 """
 
 import contextlib
@@ -222,6 +222,11 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict]:
 def load_trained(path: str | Path) -> tuple[nn.Module, dict]:
     """(model in eval mode with the weights saved at `path`, all that was saved there)."""
     state = load_checkpoint(path)
+    return build_trained(state, path), state
+
+
+def build_trained(state, path):
+    """The network, in eval mode, of what was saved at `path`."""
     if missing := {"config", "model"} - state.keys():
         raise ValueError(f"checkpoint {path} has no {' and no '.join(sorted(missing))}: what a run "
                          f"saved has both")  # fmt: skip
@@ -230,4 +235,4 @@ def load_trained(path: str | Path) -> tuple[nn.Module, dict]:
         config["model"] = config["model"] | {"pretrained": False}  # its weights are in the file
     model = build_model(config, data and (tuple(data["shape"]), len(data["classes"])))
     load_weights(model, state["model"], path)
-    return model.eval(), state
+    return model.eval()

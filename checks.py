@@ -28,7 +28,7 @@ def check_config(config):
     """Return `config`, its folders spelled out where they begin with ~/; raise ValueError or
     FileNotFoundError naming key, value and way out."""
     check_values(config)
-    for key in ("data_dir", "run_dir"):
+    for key in ("data_dir", "run_dir", "teacher"):
         if config[key].startswith("~/"):
             config = config | {key: str(Path(config[key]).expanduser())}
     if len(set(config["seeds"])) < len(config["seeds"]):

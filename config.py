@@ -64,6 +64,7 @@ RESUMABLE = {
     "preset",
     "compile",
     "device",
+    "teacher",  # where it lies: that it is the same one is seen by its weights
     "cam",
 }
 # what the maps of a --checkpoint are told; all else is that of its training
@@ -97,7 +98,7 @@ def flatten(config, prefix=""):
 
 def flatten_telling(config):
     """`flatten` of what tells a run from others: without what changes no number of it."""
-    hidden = RESUMABLE - {"epochs", "preset"}
+    hidden = RESUMABLE - {"epochs", "preset", "teacher"}
     return flatten({key: value for key, value in config.items() if key not in hidden})
 
 
@@ -109,7 +110,8 @@ def differences(config, other):
 
 def check_unchanged(started, config):
     """Raise ValueError where a resumed run's config is not the one that it `started` with, in
-    anything that is not RESUMABLE. A section that came later has its defaults."""
+    anything that is not RESUMABLE. A key that came later had its default."""
+    started = defaults | started
     changed = {
         key: pair
         for key, pair in differences(started, config).items()

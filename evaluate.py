@@ -132,8 +132,7 @@ def load_judged(flags):
         chosen["hold_out_boxed"] = False  # of another there are no boxes
     train_set, val_set, test_set = load_as_trained(chosen, state["data"], path)
     if not (flags.dataset or flags.data_dir):
-        known = state["data"].get("sha256")
-        check_same_data(known, path, train_set, "name what to judge by --data_dir")
+        check_same_data(state, path, train_set, "name what to judge by --data_dir")
     return model, {"train": train_set, "val": val_set, "test": test_set}[flags.split]
 
 

@@ -29,6 +29,7 @@ from plots import draw_seeds, read_metrics
 from progress import announce, layer_table
 from seeds import can_stack, fit_together, train_seeds
 from summary import result_block, seeds_block
+from teacher import check_teachers
 from tracking import open_run
 
 
@@ -101,6 +102,7 @@ def run_silently(function, name, config):
 def run_seeds(function, name, config):
     """Run the exercise once a seed, in folders seed_<n>; return all results, mean and deviation."""
     folder = Path(config["run_dir"])
+    from_first(check_teachers, config)
     start = time.perf_counter()
     singles = [
         config

@@ -44,6 +44,5 @@ def load_explained(config):
     model.to(choose_device(config["device"]))
     sets = load_as_trained(config, state["data"], path)
     if not elsewhere:
-        known = state["data"].get("sha256")
-        check_same_data(known, path, sets[0], "name what to explain by --data_dir")
+        check_same_data(state, path, sets[0], "name what to explain by --data_dir")
     return model, config, sets, state["epoch"]

@@ -315,6 +315,16 @@ def map_cells(model, shape):
         return math.prod(model.features(image).shape[2:])
 
 
+def takes(model, shape):
+    """Whether images of (C, H, W) pass through the network."""
+    trial = copy.deepcopy(model).to("meta").eval()
+    try:
+        trial(torch.empty((1, *shape), device="meta"))
+    except RuntimeError:
+        return False
+    return True
+
+
 def convolves(model):
     """Whether it has convolutions: maps are large, and lie channels last in the memory."""
     return any(isinstance(module, nn.Conv2d) for module in model.modules())

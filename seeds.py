@@ -221,7 +221,7 @@ class Member:
         self.config = dict(config)
         self.train_set, val_set, _ = load_datasets(config)
         self.about, self.val_set = self.train_set.about(), keep_on(device, val_set)
-        self.teacher = load_teacher(config, self.train_set, device)
+        self.teacher = load_teacher(config, self.about, device)
         self.model = build_model(config).to(device)
         assert isinstance(self.model, MLP | SkipMLP)
         self.steps = math.ceil(len(self.train_set) / config["batch_size"])  # an epoch
@@ -247,6 +247,7 @@ class Member:
             "history": self.history,
             "wandb_id": None,
             "data": self.about,
+            "teacher": self.teacher and self.teacher.sha256,
         }
 
     def end_epoch(self, metrics, state):

@@ -1,38 +1,106 @@
 """A trained network whose answers another one learns instead of the labels.
 
 Knowledge distillation (Hinton, Vinyals and Dean 2015) at temperature 1, on images that are deformed
-alike for both (Beyer et al. 2022).
+alike for both (Beyer et al. 2022). `label_smoothing` is laid over the answers as over labels.
 """
 
+import hashlib
 from pathlib import Path
 
 import torch
 
-from checkpoint import find_checkpoint, load_trained
+from checkpoint import build_trained, find_checkpoint, load_checkpoint
+from distributed import from_first
+from models import takes
+from steps import uses_bfloat16
+from tracking import known_sha256
 
 
-def load_teacher(config, train_set, device):
-    """teach(images) -> probabilities (n, K), of the network in config["teacher"]; None for "none".
+class Teacher:
+    """teacher(images) -> probabilities (n, K); `sha256` is that of its weights."""
 
-    Of a folder of several seeds it is the one with this seed. Raises FileNotFoundError where there
-    is none, and ValueError where it was not trained on the images of `train_set`, and on these
-    alone: it may know those that are held out.
+    def __init__(self, model, config, device):
+        weights = b"".join(weight.numpy().tobytes() for weight in model.state_dict().values())
+        self.sha256 = hashlib.sha256(weights).hexdigest()
+        self.forward = model.to(device, memory_format=torch.channels_last)
+        if uses_bfloat16(config, device):
+            self.forward = torch.autocast(device.type, torch.bfloat16)(self.forward)
+
+    @torch.no_grad()
+    def __call__(self, images):
+        return self.forward(images).float().softmax(1)
+
+
+def load_teacher(config, about, device):
+    """The Teacher that config["teacher"] names, a run folder or a checkpoint; None for "none".
+
+    `about` is what ImageDataset.about says of the training images. Raises FileNotFoundError where
+    there is none, and ValueError where it was not trained on these images, and on these alone: it
+    may know those that are held out.
     """
     if config["teacher"] == "none":
         return None
-    folder = Path(config["teacher"])
-    of_seed = folder / f"seed_{config['seed']}"
-    path = find_checkpoint(of_seed if of_seed.is_dir() else folder)
-    model, state = load_trained(path)
-    if state["data"] != train_set.about():
+    path, state = from_first(read_teacher, config["teacher"], config["seed"])
+    known = state["data"] | {"sha256": known_sha256(state, path)}
+    if known["sha256"] is None:
+        raise ValueError(
+            f"--teacher {path} does not say which images it was trained on: train it again"
+        )
+    if known != about:
         raise ValueError(
             f"--teacher {path} was trained on other images than this network would be: train both "
-            f"on the same data, with one --seed, --val_fraction and --deskew"
+            f"on the same data, with the same --seed, --val_fraction and whatever changes images"
         )
-    model.to(device, memory_format=torch.channels_last)
+    if state["config"]["model"].get("pretrained") and config["dataset"] == "imagenette":
+        raise ValueError(
+            f"--teacher {path} began with weights of ImageNet, which knows the test images of "
+            f"imagenette: name one that did not"
+        )
+    model, size = build_trained(state, path), config["crop_size"]
+    if size and not takes(model, (about["shape"][0], size, size)):
+        raise ValueError(
+            f"--teacher {path} does not take crops of {size} pixels a side: leave --crop_size out, "
+            f"or name another one"
+        )
+    return Teacher(model, config, device)
 
-    @torch.no_grad()
-    def teach(images):
-        return model(images).float().softmax(1)
 
-    return teach
+def find_teacher(name, seed):
+    """The checkpoint of the run `name`; of a run of several seeds that of `seed`."""
+    folder = Path(name)
+    if any(folder.glob("seed_*")):
+        folder /= f"seed_{seed}"
+    path = find_checkpoint(folder)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--teacher {name}: no checkpoint at {path}; name a run that was trained, of several "
+            f"seeds with this one among them"
+        )
+    return path
+
+
+def read_teacher(name, seed):
+    path = find_teacher(name, seed)
+    return path, load_checkpoint(path)
+
+
+def check_teachers(config):
+    """Raise ValueError or FileNotFoundError where a seed of config["seeds"] has no teacher of its
+    own: one of another seed was trained on what this one holds out."""
+    if config["teacher"] == "none":
+        return
+    found = [find_teacher(config["teacher"], seed) for seed in config["seeds"]]
+    if len(set(found)) < len(found):
+        raise ValueError(
+            f"--teacher {config['teacher']} is of one seed: name a run of all of --seeds, each has "
+            f"its own"
+        )
+
+
+def check_same_teacher(teacher, known, config):
+    """Raise ValueError where a resumed run had another teacher, by the sha256 `known`, or none."""
+    if (teacher and teacher.sha256) != known:
+        raise ValueError(
+            f"--resume {config['resume']}: --teacher {config['teacher']} is not what the run began "
+            f"with: bring that back, or start a new run"
+        )

@@ -113,12 +113,30 @@ def write_manifest(folder, config, train_set, device):
     write_json(folder / "manifest.json", describe_process(device) | data | {"resumed": []})
 
 
+def known_sha256(state, source):
+    """The data_sha256 of what the network of a checkpoint was trained on, None where nobody knows.
+
+    An older checkpoint leaves it to the manifest of its run folder; `source` is the one or the
+    other.
+    """
+    if "sha256" in state["data"]:
+        return state["data"]["sha256"]
+    source = Path(source).absolute()
+    folder = source if source.is_dir() else source.parent.parent
+    with contextlib.suppress(OSError, ValueError):
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return manifest.get("data_sha256")
+    return None
+
+
 @first_only
-def check_same_data(known, source, train_set, way_out="start a new run"):
-    """Raise ValueError where the network of `source` was trained on other pictures than those of
-    `train_set`, by the data_sha256 `known`: some of those that it held out may be among these. The
-    published data sets do not change."""
-    if train_set.name == "image_folder" and known not in (None, data_sha256(train_set)):
+def check_same_data(state, source, train_set, way_out="start a new run"):
+    """Raise ValueError where the network of the checkpoint `state` was trained on other pictures
+    than those of `train_set`: some of those that it held out may be among these. The published
+    data sets do not change."""
+    if train_set.name != "image_folder":
+        return
+    if known_sha256(state, source) not in (None, data_sha256(train_set)):
         raise ValueError(
             f"the training pictures of {source} are not those that it was started with (their "
             f"data_sha256 is another): bring those back, or {way_out}"

@@ -32,7 +32,7 @@ from distributed import (
 )
 from evaluate import as_metrics, evaluate
 from interruption import stop_requests
-from models import convolves, whiten
+from models import convolves, takes, whiten
 from norms import Norms
 from optimisation import Schedule, make_optimizer
 from outcome import leave_behind
@@ -46,7 +46,7 @@ from steps import (
     threads_restored,
     train_epoch,
 )
-from teacher import load_teacher
+from teacher import check_same_teacher, load_teacher
 from tracking import (
     Tracker,
     check_same_data,
@@ -100,7 +100,8 @@ def train_held(model, train_set, val_set, config, held):
     parts = {"model": model, "optimizer": optimizer, "scheduler": schedule}
     resumed = config["resume"] != "none"
     about = train_set.about()
-    history, wandb_id = restore(parts, config, train_set) if resumed else ([], None)
+    fresh = [], None, None
+    history, wandb_id, taught_by = restore(parts, config, train_set) if resumed else fresh
     before = sum(len(train_set) / row["train/images_per_second"] for row in history)
     leave_behind(model=model, train_set=train_set, val_set=val_set, history=history)
     leave_behind(seconds_before=before)
@@ -115,7 +116,10 @@ def train_held(model, train_set, val_set, config, held):
         print(f"{folder} has its {len(history)} epochs: --epochs {2 * len(history)} trains on")
         return take_best(model, folder, history)
     table = layer_table(model, train_set.images.shape[1:])
-    taught_step = partial(plain_step, teacher=load_teacher(config, train_set, device))
+    teacher = load_teacher(config, about, device)
+    if resumed:
+        check_same_teacher(teacher, taught_by, config)
+    taught_step = partial(plain_step, teacher=teacher)
     plain = shared_step(taught_step, model, optimizer, config, len(train_set))
     alike = example_batch(train_set, config)
     step = make_step(plain, model, optimizer, *alike, schedule.total, config)
@@ -124,7 +128,8 @@ def train_held(model, train_set, val_set, config, held):
 
     def state():
         parts_now = {name: part.state_dict() for name, part in parts.items()}
-        return parts_now | {"history": history, "wandb_id": wandb_id, "data": about}
+        known = {"data": about, "teacher": teacher and teacher.sha256}
+        return parts_now | known | {"history": history, "wandb_id": wandb_id}
 
     def fill(folder):
         write_manifest(folder, config, train_set, device)
@@ -213,14 +218,11 @@ def check_crops(model, channels, size):
     """Raise ValueError where a layer leaves no cell of crops of `size` pixels a side."""
     if not size:
         return
-    trial = copy.deepcopy(model).to("meta").eval()
-    try:
-        trial(torch.empty((1, channels, size, size), device="meta"))
-    except RuntimeError:
+    if not takes(model, (channels, size, size)):
         raise ValueError(
             f"crop_size {size} is so small that a layer of the network leaves no cell: choose a "
             f"larger --crop_size, or fewer layers"
-        ) from None
+        )
 
 
 @contextlib.contextmanager
@@ -241,15 +243,17 @@ def memory_errors_explained(config):
 
 
 def restore(parts, config, train_set):
-    """Load the last checkpoint of the run in config["resume"]; return (history, wandb_id)."""
+    """Load the last checkpoint of the run in config["resume"]; return (history, wandb_id, sha256 of
+    its teacher)."""
     state = from_first(load_last, config["resume"])
     check_unchanged(state["config"], config)
-    check_same_data(state["data"].get("sha256"), config["resume"], train_set)
+    check_same_data(state, config["resume"], train_set)
     for name, part in parts.items():
-        load_weights(part, state[name], config["resume"])
+        if name != "optimizer" or state[name]["state"]:  # none before its first step: as made anew
+            load_weights(part, state[name], config["resume"])
     for group in parts["optimizer"].param_groups:
         if "capturable" in group:  # as this device needs it, not that of the checkpoint
             group["capturable"] = next(parts["model"].parameters()).is_cuda
     first_only(mend_best)(config["resume"], state["history"])
     config["compile"] = state["config"]["compile"]  # the bits of the run depend on it
-    return state["history"], state["wandb_id"]
+    return state["history"], state["wandb_id"], state.get("teacher")

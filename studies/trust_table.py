@@ -166,6 +166,8 @@ def answers(study):
     skies, found = study["colours"]["skies"], study["3536"]
     kept, where, swapped = (study["unseen"][key] for key in ("kept", "where", "swapped"))
     removed, cut = kept["object removed"], swapped["cut out"]
+    grounds = cut["as_background"]
+    other = max(grounds.keys() - {"parachute"}, key=lambda name: grounds[name]["mean"])
     row = next(row for row in study["six"] if row["index"] == 3536)
     tenth = found["object_share"].index(0.1)
 
@@ -175,8 +177,9 @@ def answers(study):
 
     return {
         "parachutes still named, painted over": percent(removed["parachute"]),
-        "other objects where parachutes stood, called parachutes": percent(
-            cut["as_background"]["parachute"]
+        "other objects where parachutes stood, called parachutes": percent(grounds["parachute"]),
+        "the same of another class, that whose place overrules most": (
+            f"{percent(grounds[other])}, {other}"
         ),
         "parachutes where other classes stood, still named": percent(cut["as_object"]["parachute"]),
         "P(parachute) of plain sky blue, grey, orange, green, noisy sky blue": ", ".join(

@@ -1,11 +1,14 @@
 """Muon and the whitened first layer, against torch, linear algebra and what they promise."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+import exercise_1_3
+from checkpoint import load_checkpoint, save_checkpoint
 from checks import check_config
 from config import complete_config
 from models import CNN, build_model, whiten
@@ -149,3 +152,19 @@ def test_training_leaves_the_whitened_kernels_alone(everything_config):
     kernels = expected.layers[0].conv.weight
     assert torch.equal(model.layers[0].conv.weight, kernels)
     assert torch.equal(state["model"]["layers.0.conv.weight"], kernels)
+
+
+def test_a_run_that_stopped_before_its_first_step_goes_on(digits_config):
+    config = digits_config | MUON | {"model": {"kind": "cnn", "layers": [4]}, "epochs": 1}
+    exercise_1_3.main(config)
+    checkpoints = Path(config["run_dir"]) / "checkpoints"
+    straight = load_checkpoint(checkpoints / "last.pt")["model"]
+    start = load_checkpoint(checkpoints / "previous.pt")
+    assert start["epoch"] == 0
+    start["optimizer"]["state"] = {}  # as older runs left it
+    save_checkpoint(checkpoints / "last.pt", start)
+    for name in ("best.pt", "previous.pt"):
+        (checkpoints / name).unlink()
+    exercise_1_3.main(config | {"resume": config["run_dir"]})
+    for name, weights in load_checkpoint(checkpoints / "last.pt")["model"].items():
+        assert torch.equal(weights, straight[name])

@@ -56,7 +56,7 @@ def test_what_is_learnt_are_the_probabilities_of_the_teacher_of_its_seed(taught)
     model = build_model(config)
     expected = -(targets * model(images).log_softmax(1)).sum(1).mean()
     step = plain_step(
-        model, make_optimizer(model, config), config, load_teacher(config, train_set, CPU)
+        model, make_optimizer(model, config), config, load_teacher(config, train_set.about(), CPU)
     )
     loss, _ = step(images, labels)
     torch.testing.assert_close(loss, expected.detach())
@@ -100,7 +100,49 @@ def test_a_teacher_that_may_have_seen_what_is_held_out_is_refused(taught, tmp_pa
 
 
 def test_a_teacher_that_is_not_there_is_missed_before_anything_is_written(taught):
-    for teacher, missed in (("nobody", FileNotFoundError), (taught["teacher"], ValueError)):
-        with pytest.raises(missed, match=f"{Path(teacher).name}"):
+    for teacher in ("nobody", taught["teacher"]):
+        with pytest.raises(FileNotFoundError, match=f"--teacher {teacher}: no checkpoint at"):
             exercise_1_1.main(taught | {"teacher": teacher, "seed": 7})
         assert not Path(taught["run_dir"]).exists()
+
+
+def test_every_seed_needs_a_teacher_of_its_own_before_the_first_is_trained(taught):
+    cnn = {"model": {"kind": "cnn", "layers": [4]}, "seeds": [0, 7]}
+    for teacher, said in (("", r"no checkpoint at .*seed_7"), ("/seed_0", "is of one seed")):
+        with pytest.raises((ValueError, FileNotFoundError), match=said):
+            exercise_1_1.main(taught | cnn | {"teacher": taught["teacher"] + teacher})
+        assert not Path(taught["run_dir"]).exists()
+
+
+def test_a_teacher_that_does_not_take_the_crops_is_refused(taught):
+    crops = {"model": {"kind": "cnn", "layers": [4]}, "crop": 0.5, "crop_size": 6}
+    with pytest.raises(ValueError, match=r"seed_0.* does not take crops of 6 pixels"):
+        exercise_1_1.main(taught | crops)
+    assert not Path(taught["run_dir"]).exists()
+
+
+def test_a_resumed_run_keeps_its_teacher_wherever_that_lies(taught, tmp_path):
+    exercise_1_1.main(taught)
+    resumed = taught | {"epochs": 2, "resume": taught["run_dir"]}
+    for other in ("none", f"{taught['teacher']}/seed_0/checkpoints/previous.pt"):
+        with pytest.raises(ValueError, match=r"--teacher .* is not what the run began with"):
+            exercise_1_1.main(resumed | {"teacher": other})
+    Path(taught["teacher"]).rename(tmp_path / "moved")
+    assert exercise_1_1.main(resumed | {"teacher": str(tmp_path / "moved")})["epochs"] == 2
+
+
+def test_a_run_that_began_without_a_teacher_goes_on_without(taught):
+    alone = taught | {"teacher": "none"}
+    exercise_1_1.main(alone)
+    with pytest.raises(ValueError, match="is not what the run began with"):
+        exercise_1_1.main(alone | taught | {"epochs": 2, "resume": taught["run_dir"]})
+
+
+def test_a_teacher_that_knows_the_test_images_of_imagenette_is_refused(taught, monkeypatch):
+    config = complete_config(taught)
+    about = load_datasets(config)[0].about()
+    state = load_checkpoint(Path(config["teacher"]) / "seed_0" / "checkpoints" / "best.pt")
+    state["config"]["model"] |= {"pretrained": True}
+    monkeypatch.setattr("teacher.load_checkpoint", lambda path: state)
+    with pytest.raises(ValueError, match=r"began with weights of ImageNet"):
+        load_teacher(config | {"dataset": "imagenette"}, about, CPU)
