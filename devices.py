@@ -36,8 +36,7 @@ def keep_on(device, dataset):
 
 @contextlib.contextmanager
 def convolutions_timed() -> Iterator[None]:
-    """Inside, cuDNN times its algorithms on the first batch of a shape and keeps the fastest: an
-    epoch of large convolutions took 1.4 s on an H100 instead of 1.7."""
+    """Inside, cuDNN times its algorithms on the first batch of a shape and keeps the fastest."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
