@@ -14,6 +14,7 @@ import torch
 
 import checkpoint
 from checkpoint import CheckpointWriter, load_checkpoint, load_last, load_model, save_checkpoint
+from config import check_unchanged, complete_config
 from models import build_model
 
 STATE = {"epoch": 1, "model": {"weight": torch.arange(600.0)}, "history": []}
@@ -133,3 +134,11 @@ def test_a_checkpoint_of_something_else_is_refused_in_few_words(path, state, rea
     save_checkpoint(path, state)
     with pytest.raises(ValueError, match=reason):
         load_model(path)
+
+
+def test_a_key_that_came_after_a_run_had_its_default_in_it(digits_config):
+    config = complete_config(digits_config)
+    started = {key: value for key, value in config.items() if key != "label_smoothing"}
+    check_unchanged(started, config)
+    with pytest.raises(ValueError, match=r"label_smoothing 0\.0 -> 0\.1"):
+        check_unchanged(started, config | {"label_smoothing": 0.1})
