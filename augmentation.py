@@ -60,23 +60,41 @@ def warp(images, maps, fields=None, size=0):
     beside the first.
     """
     sides = (size, size) if size else images.shape[-2:]
-    grid = F.affine_grid(maps, [*images.shape[:2], *sides], align_corners=False)
-    if fields is not None:
-        rows, columns = (cubic(fields.shape[-1], side).to(fields) for side in sides)
-        grid = grid + (rows @ fields @ columns.T).permute(0, 2, 3, 1)
+    grid = sampling_grid(maps, fields, sides).permute(0, 2, 3, 1)
     beyond = "reflection" if images.shape[1] > 1 else "border"
     return F.grid_sample(
         images.float(), grid, mode="bilinear", padding_mode=beyond, align_corners=False
     )
 
 
-def cubic(knots, side):
-    """The matrix (side, knots) that draws a bicubic curve of `side` values through `knots` of them.
+def sampling_grid(maps, fields, sides):
+    """Where each of H x W pixels looks (n, 2, H, W), x and y: maps and fields in one product.
 
-    F.interpolate on whole fields would do the same in three times the time of the warp.
+    Every coordinate is a sum over curves along the rows times curves along the columns, those of
+    the fields and, for the maps, the position itself and 1. F.affine_grid, with the fields drawn
+    by F.interpolate, takes several times as long as the sampling.
     """
+    knots = 0 if fields is None else fields.shape[-1]
+    rows, columns = (curves(knots, side).to(maps) for side in sides)
+    weights = maps.new_zeros(len(maps), 2, knots + 2, knots + 2)
+    if knots:
+        weights[:, :, :knots, :knots] = fields
+    weights[:, :, -1, -2] = maps[:, :, 0]  # x
+    weights[:, :, -2, -1] = maps[:, :, 1]  # y
+    weights[:, :, -1, -1] = maps[:, :, 2]
+    return rows @ weights @ columns.T
+
+
+def curves(knots, side):
+    """(side, knots + 2): the bicubic curve through 1 at each knot and 0 at the others, then the
+    position of each of `side` pixels in [-1, 1], then 1."""
+    position = (2 * torch.arange(side)[:, None] + 1) / side - 1
+    linear = torch.cat([position, torch.ones(side, 1)], dim=1)
+    if not knots:
+        return linear
     basis = torch.eye(knots)[None, None]
-    return F.interpolate(basis, (knots, side), mode="bicubic", align_corners=True)[0, 0].T
+    bicubic = F.interpolate(basis, (knots, side), mode="bicubic", align_corners=True)
+    return torch.cat([bicubic[0, 0].T, linear], dim=1)
 
 
 def cut_out(images, centres, side):

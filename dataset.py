@@ -209,7 +209,7 @@ def deskew(images):
     if images.shape[1] != 1:
         raise ValueError(f"deskew is for grey images, these have {images.shape[1]} channels: "
                          f"leave it out")  # fmt: skip
-    return torch.cat([_deskew(block) for block in images.split(4096)])
+    return torch.cat([_deskew(block) for block in images.split(1024)])
 
 
 def _deskew(images):

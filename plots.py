@@ -8,11 +8,21 @@ from statistics import fmean
 
 import matplotlib
 import torch
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from distributed import first_only
 
-# where a font lacks a letter, as of Chinese names, it draws a box: no need to say so every time
+# matplotlib's own font has no letters of these scripts: of what a system brings for them, what is
+# installed here is asked where it lacks one
+OTHER_SCRIPTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi Zen Hei"),  # Linux
+    *("Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Nirmala UI", "Segoe UI"),  # Windows
+    *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS"),  # macOS
+)
+installed = font_manager.get_font_names()
+matplotlib.rcParams["font.family"] += [font for font in OTHER_SCRIPTS if font in installed]
+# where all of them do, a box is drawn: no need to say so every time
 warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
 
 TRAIN, VAL = "#0072b2", "#d55e00"  # Okabe and Ito: safe for colour-blind readers

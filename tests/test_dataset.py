@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import exercise_1_1
 import exercise_1_3
 import exercise_2_3
-from augmentation import affine_maps, cut_out, draw_augmentation, warp
+from augmentation import affine_maps, cut_out, draw_augmentation, sampling_grid, warp
 from cache import read_image
 from config import defaults
 from dataset import BLOCK_BYTES, ImageDataset, batches, deskew, load_datasets, shrink
@@ -264,6 +264,15 @@ def test_an_elastic_field_is_the_displacement_of_torchvision():
     ours, expected = warp(pixels, IDENTITY, fields)[inner], torch.cat(expected)[inner]
     torch.testing.assert_close(ours, expected, atol=0.01, rtol=0)
     assert not torch.allclose(ours, pixels[inner], atol=1)
+
+
+@pytest.mark.parametrize("knots", [0, 5])
+def test_a_grid_is_that_of_affine_grid_with_the_fields_as_interpolated(knots):
+    maps, fields = torch.randn(3, 2, 3), torch.randn(3, 2, knots, knots) if knots else None
+    expected = F.affine_grid(maps, [3, 1, 12, 20], align_corners=False).permute(0, 3, 1, 2)
+    if knots:
+        expected = expected + F.interpolate(fields, (12, 20), mode="bicubic", align_corners=True)
+    torch.testing.assert_close(sampling_grid(maps, fields, (12, 20)), expected)
 
 
 def test_the_parts_of_a_picture_move_by_as_many_pixels_as_the_config_says():

@@ -1,10 +1,13 @@
 """What the figures of a run show."""
 
+import importlib
 import warnings
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
+from matplotlib import font_manager
 from test_compare import make_run
 
 import ending
@@ -75,3 +78,11 @@ def test_a_letter_that_no_font_has_is_drawn_without_a_warning(tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         plots.draw_confusion(torch.eye(2, dtype=torch.int64), ["\u732b", "\u72ac"], tmp_path)
     assert not caught
+
+
+def test_letters_that_the_own_font_lacks_are_drawn_in_one_of_the_system(monkeypatch):
+    there = ["DejaVu Sans", "PingFang SC"]
+    monkeypatch.setattr(font_manager, "get_font_names", lambda: there)
+    with matplotlib.rc_context():
+        importlib.reload(plots)
+        assert matplotlib.rcParams["font.family"] == ["sans-serif", "PingFang SC"]
