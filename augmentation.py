@@ -51,8 +51,8 @@ def affine_maps(angle, scale, moved, mirror, aspect=1.0):
 
 
 def warp(images, maps, fields=None, size=0):
-    """Sample images (n, C, H, W) at affine maps (n, 2, 3), bilinear: float32, `size` pixels a side
-    where that is given.
+    """Sample images (n, C, H, W) at affine maps (n, 2, 3), bilinear: in the type of the maps,
+    `size` pixels a side where that is given.
 
     `fields` (n, 2, k, k) are what the parts of a picture are moved by, x and y, smoothly between
     the knots (elastic deformation: Simard et al. 2003). Beyond its edges a coloured picture is
@@ -63,7 +63,7 @@ def warp(images, maps, fields=None, size=0):
     grid = sampling_grid(maps, fields, sides).permute(0, 2, 3, 1)
     beyond = "reflection" if images.shape[1] > 1 else "border"
     return F.grid_sample(
-        images.float(), grid, mode="bilinear", padding_mode=beyond, align_corners=False
+        images.to(maps.dtype), grid, mode="bilinear", padding_mode=beyond, align_corners=False
     )
 
 
@@ -88,11 +88,11 @@ def sampling_grid(maps, fields, sides):
 def curves(knots, side):
     """(side, knots + 2): the bicubic curve through 1 at each knot and 0 at the others, then the
     position of each of `side` pixels in [-1, 1], then 1."""
-    position = (2 * torch.arange(side)[:, None] + 1) / side - 1
-    linear = torch.cat([position, torch.ones(side, 1)], dim=1)
+    position = (2 * torch.arange(side, dtype=torch.float64)[:, None] + 1) / side - 1
+    linear = torch.cat([position, torch.ones_like(position)], dim=1)
     if not knots:
         return linear
-    basis = torch.eye(knots)[None, None]
+    basis = torch.eye(knots, dtype=torch.float64)[None, None]
     bicubic = F.interpolate(basis, (knots, side), mode="bicubic", align_corners=True)
     return torch.cat([bicubic[0, 0].T, linear], dim=1)
 

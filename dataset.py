@@ -205,6 +205,7 @@ def deskew(images):
     Every row is moved by its distance from the middle times the slant, the covariance of x and y
     over the variance of y, where the brightness weighs the pixels (second moments: LeCun et al.
     1998). It is at most 1: a line that lies cannot be set up. Raises ValueError for coloured ones.
+    In float64, so that the pixels, by which data are known again, are the same on all processors.
     """
     if images.shape[1] != 1:
         raise ValueError(f"deskew is for grey images, these have {images.shape[1]} channels: "
@@ -223,7 +224,7 @@ def _deskew(images):
     covariance = (from_y * (along_x - middle_x[:, None] * rows)).sum(1)
     variance = (from_y**2 * rows).sum(1)
     slant = (covariance / variance.clamp(min=1e-9)).clamp(-1, 1)
-    maps = torch.eye(2, 3).repeat(len(images), 1, 1)  # in [-1, 1], as affine_grid has it
+    maps = torch.eye(2, 3, dtype=torch.float64).repeat(len(images), 1, 1)  # the picture: [-1, 1]
     maps[:, 0, 1] = slant * height / width
     maps[:, 0, 2] = slant * (height - 1 - 2 * middle_y) / width
     return warp(images, maps).round().to(torch.uint8)
