@@ -136,7 +136,8 @@ def shared_step(plain_step, model, optimizer, config, length):
         return plain_step(model, optimizer, config)
     if next(model.parameters()).is_cuda:  # on a CPU every process keeps its own statistics
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    parallel = DistributedDataParallel(model, forward_sync_buffers=False)
+    parallel = DistributedDataParallel(model)
+    parallel.broadcast_buffers = False  # set here: the argument's name changed after torch 2.11
     plain = plain_step(parallel, optimizer, config)
     weights = itertools.cycle(own_share(length, config["batch_size"])[1])
     weight = 1.0

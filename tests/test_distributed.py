@@ -182,6 +182,21 @@ def test_with_batchnorm_and_dropout_the_accuracy_is_that_of_one_process_within_f
     assert abs(together["seen"][0]["test"][2]["accuracy"] - one["test"]["accuracy"]) < 0.05
 
 
+def test_batchnorm_keeps_what_each_process_saw_until_it_is_averaged(together):
+    alone, own, averaged = (
+        torch.stack(means)
+        for means in zip(*(seen["norms"] for seen in together["seen"]), strict=True)
+    )
+    torch.testing.assert_close(own, alone)
+    assert (own[1] > own[0] + 1).all()
+    torch.testing.assert_close(averaged, alone.mean(0).expand(2, -1))
+
+
+def test_dropout_differs_by_process_and_by_epoch(together):
+    first, second = (seen["dropout_seeds"][-2:] for seen in together["seen"])  # of two epochs
+    assert len({*first, *second}) == 4
+
+
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_it_reaches_the_weights(together):
     for seen in together["seen"]:
         assert "the loss is nan in epoch 2, step 7" in seen["fate"]
