@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from files import write_json
+
+# from half of the size on that is refused, PIL warns, and does not name the picture
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 CACHE_FORMAT = 2  # raise it when the meaning of a cached byte changes
 DECODED_BYTES = 2**24  # decoded between two notes of progress

@@ -29,6 +29,8 @@ from gallery import draw_gallery, folder_name
 from images import SUFFIXES
 from models import CNN, ResNet18, evaluating, fold_norms, map_cells
 
+SETTINGS = {"per_class": 3, "indices": [], "contrast": "none", "grid": False}  # left out of "cam"
+
 __all__ = [
     "ClassActivation",
     "activate",
@@ -160,7 +162,8 @@ def cam(model: CNN | ResNet18, dataset: ImageDataset, config: dict) -> list[dict
     if config["run_dir"] == "auto":
         raise ValueError("run_dir is auto, which names a folder in a run only: name one for cam")
     indices = choose_images(dataset, config)
-    contrast = find_contrast(config["cam"]["contrast"], dataset.classes)
+    settings = SETTINGS | config.get("cam", {})
+    contrast = find_contrast(settings["contrast"], dataset.classes)
     activation = activate(model, dataset, indices, contrast=contrast)
     # boxes are known by the image's place, which pictures that were skipped would shift
     boxed = dataset.name == "imagenette" and config["on_bad_image"] == "error"
@@ -172,7 +175,7 @@ def cam(model: CNN | ResNet18, dataset: ImageDataset, config: dict) -> list[dict
         number = drawn_of_class[label] = drawn_of_class.get(label, -1) + 1
         paths.append(f"{folder_name(dataset.classes[label])}/sample_{number}_idx_{index}")
     folder = Path(config["run_dir"]) / "cam"
-    return draw_gallery(folder, dataset, indices, activation, paths, boxes, config["cam"]["grid"])
+    return draw_gallery(folder, dataset, indices, activation, paths, boxes, settings["grid"])
 
 
 def check_maps(model, source, shape):
@@ -193,8 +196,11 @@ def find_contrast(names, classes):
     """The two classes that "church,parachute" names, or None for "none"."""
     if names == "none":
         return None
-    pair = [name.strip() for name in names.split(",")]
-    if len(set(pair)) != 2 or len(pair) != 2 or not set(pair) <= set(classes):
+    parts = names.split(",")  # a class may have commas in its name
+    splits = (map(",".join, (parts[:k], parts[k:])) for k in range(1, len(parts)))
+    pairs = ([name.strip() for name in split] for split in splits)
+    pair = next((p for p in pairs if len(set(p)) == 2 and set(p) <= set(classes)), None)
+    if not pair:
         raise ValueError(
             f"cam.contrast must be two different classes, like {classes[0]},{classes[1]}, got "
             f"{names!r}; known: {', '.join(classes)}"
@@ -207,8 +213,9 @@ def choose_images(dataset, config):
 
     0 takes all. Raises ValueError where an index or a class of the contrast is not there.
     """
-    find_contrast(config["cam"]["contrast"], dataset.classes)
-    named, per_class = config["cam"]["indices"], config["cam"]["per_class"]
+    settings = SETTINGS | config.get("cam", {})
+    find_contrast(settings["contrast"], dataset.classes)
+    named, per_class = settings["indices"], settings["per_class"]
     for index in named:
         if not 0 <= index < len(dataset):
             raise ValueError(

@@ -17,6 +17,7 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from boxes import upsample
+from plots import fitting
 
 if TYPE_CHECKING:
     from cam import ClassActivation
@@ -139,6 +140,7 @@ def describe_prediction(activation, class_names=None, true=None):
     """Two lines: true and predicted class, confidence and runner-up; what the map adds up to."""
     probabilities = activation.logits[0].softmax(0)
     names = class_names or [f"class {k}" for k in range(len(probabilities))]
+    names = list(map(fitting(names).get, names))
     best, second = torch.topk(probabilities, 2).indices.tolist()
     shown, against = int(activation.classes[0]), activation.against
     mean, bias, total = (

@@ -2,7 +2,7 @@
 
 A checkpoint is an ordinary torch file, read with weights_only=True, followed by a mark and the
 SHA-256 of everything before it: {"format", "epoch", "model", "optimizer", "scheduler", "config",
-"history", "wandb_id", "teacher", "data": {"classes", "mean", "std", "shape", "sha256"}}.
+"history", "seconds", "wandb_id", "teacher", "data": {"classes", "mean", "std", "shape", "sha256"}}.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from torch import nn
 from checks import first_line
 from distributed import first_only
 from models import build_model
+from rules import check_model
 
 FORMAT = 1
 MARK = b"LAB01-sha256"
@@ -205,12 +206,19 @@ def load_weights(part, state, source):
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint at `path`: itself, or the best.pt of a run folder.
 
-    Raises ValueError for the folder of several seeds.
+    Raises ValueError for a folder of several seeds or runs, FileNotFoundError where nothing is.
     """
     path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}; name a run folder or its best.pt")
     if seeds := sorted(path.glob("seed_*")):
         raise ValueError(f"{path} is of several seeds: name one of {', '.join(map(str, seeds))}")
-    return path / "checkpoints" / "best.pt" if path.is_dir() else path
+    if not path.is_dir() or (best := path / "checkpoints" / "best.pt").is_file():
+        return best if path.is_dir() else path
+    if runs := sorted(file.parent.parent for file in path.glob("*/checkpoints/best.pt")):
+        some = ", ".join(map(str, runs[:3])) + ", ..." * (len(runs) > 3)
+        raise ValueError(f"{path} holds {len(runs)} runs: name one, {some}")
+    raise FileNotFoundError(f"no checkpoint at {best}: no run of that folder has trained an epoch")
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, dict]:
@@ -233,6 +241,10 @@ def build_trained(state, path):
     config, data = dict(state["config"]), state.get("data")
     if "pretrained" in config["model"]:
         config["model"] = config["model"] | {"pretrained": False}  # its weights are in the file
+    try:
+        check_model(config["model"])
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path} is of a network that is not here: {error}") from None
     model = build_model(config, data and (tuple(data["shape"]), len(data["classes"])))
     load_weights(model, state["model"], path)
     return model.eval()

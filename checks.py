@@ -149,7 +149,7 @@ def fit_model(config, known=None):
 
 def first_line(error):
     """What an error says, at most 120 letters of it, or its kind where it says nothing."""
-    lines = str(error).splitlines() or [type(error).__name__]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
     plain = re.sub(r"\x1b\[[0-9;]*m", "", lines[0])  # without colours
     return re.sub(r"^\[enforce fail.*?\] .*?\. ", "", plain)[:120]
 
@@ -223,10 +223,14 @@ def _check_run_dir(config):
         if not folder.is_dir():
             raise ValueError(f"run_dir {folder} is a file; name a folder")
         if any(folder.iterdir()):
-            going_on = f"go on with --resume {folder}, or " * (folder / "config.json").is_file()
-            raise ValueError(
-                f"run folder {folder} already exists: {going_on}choose another --run_dir"
-            )
+            raise ValueError(already_there(folder, config))
+
+
+def already_there(folder, config):
+    """What to say where the run folder of `config` is there before it."""
+    goes_on = (folder / "config.json").is_file() and config.get("checkpoint", "none") == "none"
+    resume = f"go on with --resume {folder}, or " if goes_on else ""
+    return f"run folder {folder} already exists: {resume}choose another --run_dir"
 
 
 def _check_resumable(folder, seeds):

@@ -242,6 +242,7 @@ def cache_key(model, group, images, config):
     parts += [group[key] for key in ("betas", "eps", "weight_decay")]
     parts += [list(images.shape), str(model), torch.__version__]
     parts += [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+    parts += [dict(torch.cpu.get_capabilities())]  # the compiler takes all instructions there are
     sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in SOURCES)
     return hashlib.sha256(json.dumps(parts).encode() + sources).hexdigest()[:16]
 

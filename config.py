@@ -12,7 +12,7 @@ from pathlib import Path
 
 from checks import check_config, fit_model, rank
 from flags import find_flag, parse_flags
-from rules import MODEL, check_values, shown
+from rules import CONFIG, MODEL, check_value, check_values, shown
 
 defaults = {  # --help shows what stands beside a key
     # data
@@ -27,7 +27,7 @@ defaults = {  # --help shows what stands beside a key
     "shift": 0,  # up to so many pixels in both directions
     "rotate": 0.0,  # up to so many degrees either way
     "zoom": 0.0,  # 0.1 draws a scale between 0.9 and 1.1
-    "elastic": 0.0,  # pixels by which a smooth random field moves every part, as a deviation
+    "elastic": 0.0,  # deviation, in pixels, of a smooth random field at its knots, 5 a side
     "crop": 1.0,  # smallest share of the area that a random crop keeps
     "crop_size": 0,  # pixels a side that a crop is drawn at; 0 draws it as large as the image
     "flip": False,  # left-right, every image in every second epoch; not for digits
@@ -44,7 +44,7 @@ defaults = {  # --help shows what stands beside a key
     "seed": 0,  # fixes the split, the initial weights, the order, the augmentation and dropout
     "seeds": [],  # several: the experiment runs once a seed and reports mean and deviation
     "device": "auto",  # cuda when available, then mps, then cpu
-    "precision": "auto",  # bfloat16 on cuda, float32 elsewhere
+    "precision": "auto",  # of training: bfloat16 on GPUs that have it, float32 elsewhere
     "compile": "auto",  # the step as one call, where the run is long enough to pay for it
     "checkpoint_every": 1,  # epochs between two saves of `last`
     "run_dir": "auto",  # runs/<exercise>/<date-time-dataset-model-seed>
@@ -149,7 +149,8 @@ def parse_config(config, presets=None, args=None):
     presets = presets or {}
     try:
         base = merge(defaults, config)
-        resume, preset = find_flag(args, "--resume"), find_flag(args, "--preset")
+        resume, preset = find_flag(args, "--resume") or base["resume"], find_flag(args, "--preset")
+        check_value("resume", resume, CONFIG["resume"])
         explains = find_flag(args, "--checkpoint") not in (None, "none")
         if resume not in (None, "none"):
             started = merge({}, read_run_config(resume))
@@ -232,9 +233,15 @@ def read_run_config(folder):
             f"printed as its run folder, like runs/exercise_1_1/..."
         )
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"--resume {folder}: config.json is damaged ({error})") from None
+    if (explained := config.get("checkpoint", "none")) != "none":
+        raise ValueError(
+            f"--resume {folder}: that run drew maps and trained nothing: draw them in a new "
+            f"folder, by --checkpoint {explained}"
+        )
+    return config
 
 
 def complete_config(config, exercise="run", own=()):

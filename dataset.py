@@ -30,8 +30,8 @@ IN_MEMORY = 1 / 4  # of the memory: images that take more stay on the disk
 class ImageDataset:
     """Images uint8 (N, C, H, W) with labels int64 (N,), on one device.
 
-    `mean` and `std` are per channel, of all training images, in [0, 1]. Images that are too many
-    for the memory are MappedImages, which are chosen and shaped like a tensor.
+    `mean` and `std` are per channel, of all training images as they come, in [0, 1]. Images that
+    are too many for the memory are MappedImages, which are chosen and shaped like a tensor.
     """
 
     images: torch.Tensor | MappedImages
@@ -65,7 +65,8 @@ class ImageDataset:
         return values | {"shape": list(self.images.shape[1:]), "sha256": data_sha256(self)}
 
     def normalise(self, images):
-        """uint8 or float pixels in [0, 255] (n, C, H, W) -> float32 of mean 0 and deviation 1."""
+        """uint8 or float pixels in [0, 255] (n, C, H, W) -> float32, of mean 0 and deviation 1 over
+        the training images (less deviation where they were shrunk, whose pixels are means)."""
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1) * 255
         scale = 1 / (torch.tensor(self.std, device=images.device).view(-1, 1, 1) * 255)
         return images.to(torch.float32, copy=True).sub_(mean).mul_(scale)

@@ -76,7 +76,7 @@ presets = {
 
 @experiment
 def main(config):
-    if config["checkpoint"] != "none":
+    if config.get("checkpoint", "none") != "none":
         return explain(config)
     train_set, val_set, test_set = load_datasets(config)
     choose_images(test_set, config)  # an index that is not there ends the run now, not after it

@@ -37,7 +37,8 @@ def exit_cleanly(main):
             wait()  # torchrun ends the others when the first is gone
             raise SystemExit(128 + stop.signum) from None
         except KeyboardInterrupt:
-            say("stopped; where a run folder was printed, --resume goes on")
+            maps = getattr(config, "get", lambda key: None)("checkpoint") not in (None, "none")
+            say("stopped" if maps else "stopped; where a run folder was printed, --resume goes on")
             raise SystemExit(130) from None
 
     return wrapped

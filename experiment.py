@@ -87,10 +87,12 @@ def run(function, name, config):
     return results
 
 
-def run_silently(function, name, config):
-    """(results, the Training behind them) of one run, written and logged."""
+def run_silently(function, name, config, folder=None):
+    """(results, the Training behind them) of one run, written and logged; of several seeds
+    `folder` is theirs."""
     start = time.perf_counter()
-    with disk_errors_explained(config["run_dir"]), remembered(name) as training:
+    explained = disk_errors_explained(folder or config["run_dir"], config)
+    with explained, remembered(name) as training:
         results = {"exercise": name, "config": config, **function(config)}
         seconds = training.seconds_before + time.perf_counter() - start
         results |= {"seconds": seconds, "run_dir": config["run_dir"]}
@@ -113,10 +115,11 @@ def run_seeds(function, name, config):
         open_run(config)
     else:
         check_lengths(folder, config["epochs"])
-        first_only(add_seeds)(config)
+        with disk_errors_explained(folder, config):
+            first_only(add_seeds)(config)
     try:
         stacked = train_fresh(config, singles) if can_stack(config) else []
-        ended = [run_one(function, name, single, single in stacked) for single in singles]
+        ended = [run_one(function, name, single, single in stacked, folder) for single in singles]
     except Stopped as stop:
         raise Stopped(stop.signum, folder) from None
     except (ValueError, OSError):
@@ -139,7 +142,7 @@ def run_seeds(function, name, config):
         "seconds": longest_or_all(before or [0]) + time.perf_counter() - start,
         "run_dir": config["run_dir"],
     }
-    with disk_errors_explained(folder):
+    with disk_errors_explained(folder, config):
         if all((Path(run["run_dir"]) / "metrics.csv").is_file() for run in runs):
             draw_seeds(folder, [run["run_dir"] for run in runs])
         first_only(write_json)(folder / "results.json", results)
@@ -196,26 +199,28 @@ def train_fresh(config, singles):
     return fresh
 
 
-def run_one(function, name, config, trained):
-    """One of several seeds; it is silent where it was `trained` with the others before."""
+def run_one(function, name, config, trained, folder):
+    """One of several seeds in `folder`; it is silent where it was `trained` with the others."""
     with contextlib.redirect_stdout(None) if trained else contextlib.nullcontext():
         print(f"\nseed {config['seed']}")
-        return run_silently(function, name, from_first(going_on, config))
+        return run_silently(function, name, from_first(going_on, config), folder)
 
 
 @contextlib.contextmanager
-def disk_errors_explained(folder):
-    """Turn what the system says of a file, as on a full disk, into one line with the way out."""
+def disk_errors_explained(folder, config):
+    """Turn what the system says of a file, as on a full disk, into one line with the way out: a
+    training goes on, maps are drawn anew."""
     try:
         yield
     except OSError as error:
         if error.errno in (None, errno.EPIPE):  # one of ours, which says it all, or of the output
             raise
-        what = error.filename or "a file"
+        what = error.filename or f"a file of {folder}"
         once = f"; once that is mended, --resume {folder} repeats what is missing"
+        trains = config.get("checkpoint", "none") == "none"
+        goes_on = trains and (Path(folder) / "config.json").is_file()
         raise ValueError(
-            f"{what} cannot be read or written: {error.strerror}"
-            f"{once if (Path(folder) / 'config.json').is_file() else ''}"
+            f"{what} cannot be read or written: {error.strerror}{once if goes_on else ''}"
         ) from None
 
 

@@ -37,10 +37,11 @@ def load_explained(config):
     model, state = load_trained(path)
     check_maps(model, path, state["data"]["shape"])
     trained = defaults | state["config"]
-    elsewhere = config["data_dir"] != defaults["data_dir"] or not Path(trained["data_dir"]).is_dir()
+    named, own = config["data_dir"] != defaults["data_dir"], trained["dataset"] == "image_folder"
+    elsewhere = named or not (own or Path(trained["data_dir"]).is_dir())  # or downloaded anew
     if elsewhere:
         trained["data_dir"] = config["data_dir"]
-    config = trained | {key: config[key] for key in EXPLAINED - {"data_dir"}}
+    config = trained | {k: config[k] for k in EXPLAINED - {"data_dir"} if k in config}
     model.to(choose_device(config["device"]))
     sets = load_as_trained(config, state["data"], path)
     if not elsewhere:

@@ -10,7 +10,7 @@ from models import map_cells
 @dataclass
 class Training:
     """A finished training: the network with its best weights, its images, a row an epoch, the
-    seconds of the epochs that were there before it was resumed, and the W&B run, still open."""
+    seconds that it took before it was resumed, and the W&B run, still open."""
 
     exercise: str = ""
     model: object = None

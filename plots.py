@@ -100,6 +100,7 @@ def draw_compared(runs, path):
     figure, axes = curve_axes(height=3.6 + 0.18 * len(runs))
     for number, (name, seeds) in enumerate(runs):
         label = name if len(seeds) == 1 else f"{name}, {len(seeds)} seeds"
+        label = f" {drawable(label)}" if label[0] == "_" else drawable(label)  # "_" would hide it
         colour = COLOURS[number % 7]
         look = {"color": colour, "marker": MARKERS[number % 9], "markersize": 4}
         look |= {"linestyle": STYLES[number % 4], "markevery": max(1, len(seeds[0]) // 8)}
@@ -111,7 +112,9 @@ def draw_compared(runs, path):
     for axis in axes:
         axis.set_ylabel(f"validation {axis.get_ylabel()}")
     lines, names = axes[0].get_legend_handles_labels()
-    figure.legend(lines, names, loc="outside lower left", frameon=False, fontsize=8)
+    legend = figure.legend(lines, names, loc="outside lower left", frameon=False, fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     save_figure(figure, path)
 
 
@@ -192,9 +195,15 @@ def fitting(names):
         lambda name: f"{name[:7]}...{name[-7:]}",
         lambda name: f"...{name[-14:]}",
     )
-    names = set(names)
-    tries = [{name: name if len(name) < 19 else cut(name) for name in names} for cut in cuts]
+    plain = {name: drawable(name) for name in names}
+    tries = [{n: p if len(p) < 19 else cut(p) for n, p in plain.items()} for cut in cuts]
+    names = set(plain)
     return next((short for short in tries if len(set(short.values())) == len(names)), tries[0])
+
+
+def drawable(name):
+    """`name` with a question mark for every byte of a file's name that is not UTF-8."""
+    return name.encode(errors="replace").decode()
 
 
 def save_figure(figure, path):

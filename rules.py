@@ -150,7 +150,11 @@ def check_values(config):
     _check("", config, CONFIG | OPTIONAL, needed=CONFIG)
     if "cam" in config:
         _check("cam.", config["cam"], CAM, needed=CAM)
-    model = config["model"]
+    check_model(config["model"])
+
+
+def check_model(model):
+    """`check_values` of what is in config["model"]."""
     _check("model.", {key: model[key] for key in KIND if key in model}, KIND, needed=KIND)
     kind = model["kind"]
     needed = {"layers"} & MODEL[kind].keys()

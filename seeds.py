@@ -7,6 +7,7 @@ import copy
 import math
 import multiprocessing
 import signal
+import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -218,7 +219,7 @@ class Member:
     """A seed of a stack: its network, its images, and what goes into its run folder."""
 
     def __init__(self, config, device):
-        self.config = dict(config)
+        self.config, self.start = dict(config), time.perf_counter()
         self.train_set, val_set, _ = load_datasets(config)
         self.about, self.val_set = self.train_set.about(), keep_on(device, val_set)
         self.teacher = load_teacher(config, self.about, device)
@@ -246,6 +247,7 @@ class Member:
             "model": self.model.state_dict(),
             "history": self.history,
             "wandb_id": None,
+            "seconds": time.perf_counter() - self.start,
             "data": self.about,
             "teacher": self.teacher and self.teacher.sha256,
         }

@@ -40,8 +40,10 @@ def not_finite(loss):
 
 
 def uses_bfloat16(config, device):
-    on_by_default = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return {"auto": on_by_default, "bfloat16": True, "float32": False}[config["precision"]]
+    """ "auto" takes it on GPUs that have instructions for it, from NVIDIA's Ampere on: older ones
+    emulate it, slower than float32."""
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return {"auto": native, "bfloat16": True, "float32": False}[config["precision"]]
 
 
 def advice_on_precision(model, config, device):

@@ -70,13 +70,12 @@ def find_teacher(name, seed):
     folder = Path(name)
     if any(folder.glob("seed_*")):
         folder /= f"seed_{seed}"
-    path = find_checkpoint(folder)
-    if not path.is_file():
+    try:
+        return find_checkpoint(folder)
+    except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"--teacher {name}: no checkpoint at {path}; name a run that was trained, of several "
-            f"seeds with this one among them"
-        )
-    return path
+            f"--teacher {name}: {error}, of several seeds with this one among them"
+        ) from None
 
 
 def read_teacher(name, seed):

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from checks import first_line
+from checks import already_there, first_line
 from dataset import data_sha256
 from distributed import first_only, rank, world
 from events import EventFile, last_step
@@ -43,9 +43,8 @@ def open_run(config, fill=lambda folder: None):
         fill(unfinished)
         unfinished.rename(folder)
     except OSError as error:
-        going_on = f"go on with --resume {folder}, or " * (folder / "config.json").is_file()
         raise ValueError(
-            f"run folder {folder} already exists: {going_on}choose another --run_dir"
+            already_there(folder, config)
             if folder.is_dir()
             else f"run folder {folder} cannot be written: {error.strerror or error}; choose "
             f"another --run_dir"

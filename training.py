@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import time
 from functools import partial
 from pathlib import Path
 
@@ -82,6 +83,7 @@ def train(
 
 def train_held(model, train_set, val_set, config, held):
     """`train` with a checked config; the run folder is entered into the ExitStack `held`."""
+    start = time.perf_counter()
     check_last_batch(model, train_set, config)
     check_crops(model, train_set.images.shape[1], config["crop_size"])
 
@@ -100,9 +102,9 @@ def train_held(model, train_set, val_set, config, held):
     parts = {"model": model, "optimizer": optimizer, "scheduler": schedule}
     resumed = config["resume"] != "none"
     about = train_set.about()
-    fresh = [], None, None
-    history, wandb_id, taught_by = restore(parts, config, train_set) if resumed else fresh
-    before = sum(len(train_set) / row["train/images_per_second"] for row in history)
+    fresh = {"history": [], "wandb_id": None, "seconds": 0.0}
+    left = restore(parts, config, train_set) if resumed else fresh
+    history, wandb_id, before = left["history"], left["wandb_id"], left["seconds"]
     leave_behind(model=model, train_set=train_set, val_set=val_set, history=history)
     leave_behind(seconds_before=before)
     if len(history) > config["epochs"]:
@@ -118,7 +120,7 @@ def train_held(model, train_set, val_set, config, held):
     table = layer_table(model, train_set.images.shape[1:])
     teacher = load_teacher(config, about, device)
     if resumed:
-        check_same_teacher(teacher, taught_by, config)
+        check_same_teacher(teacher, left.get("teacher"), config)
     taught_step = partial(plain_step, teacher=teacher)
     plain = shared_step(taught_step, model, optimizer, config, len(train_set))
     alike = example_batch(train_set, config)
@@ -129,7 +131,8 @@ def train_held(model, train_set, val_set, config, held):
     def state():
         parts_now = {name: part.state_dict() for name, part in parts.items()}
         known = {"data": about, "teacher": teacher and teacher.sha256}
-        return parts_now | known | {"history": history, "wandb_id": wandb_id}
+        seconds = before + time.perf_counter() - start
+        return parts_now | known | {"history": history, "wandb_id": wandb_id, "seconds": seconds}
 
     def fill(folder):
         write_manifest(folder, config, train_set, device)
@@ -243,8 +246,10 @@ def memory_errors_explained(config):
 
 
 def restore(parts, config, train_set):
-    """Load the last checkpoint of the run in config["resume"]; return (history, wandb_id, sha256 of
-    its teacher)."""
+    """Load the last checkpoint of the run in config["resume"] into the `parts`; return all of it.
+
+    Older ones do not know their seconds: there they are those of the training steps alone.
+    """
     state = from_first(load_last, config["resume"])
     check_unchanged(state["config"], config)
     check_same_data(state, config["resume"], train_set)
@@ -256,4 +261,5 @@ def restore(parts, config, train_set):
             group["capturable"] = next(parts["model"].parameters()).is_cuda
     first_only(mend_best)(config["resume"], state["history"])
     config["compile"] = state["config"]["compile"]  # the bits of the run depend on it
-    return state["history"], state["wandb_id"], state.get("teacher")
+    rates = [row["train/images_per_second"] for row in state["history"]]
+    return {"seconds": sum(len(train_set) / rate for rate in rates)} | state

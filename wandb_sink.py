@@ -12,6 +12,13 @@ from outcome import current_exercise
 SETTINGS = {"WANDB_SILENT": "true", "WANDB_INIT_TIMEOUT": "12", "WANDB_FINISH_TIMEOUT": "12"}
 
 
+def mode_of(config):
+    """config["wandb_mode"], or where that is "auto" what W&B's own variable says."""
+    outside = os.environ.get("WANDB_MODE", "auto")
+    known = outside in ("online", "offline", "disabled")
+    return outside if config["wandb_mode"] == "auto" and known else config["wandb_mode"]
+
+
 class WandbSink:
     """A W&B run, online when logged in and offline otherwise. Never asks, never raises.
 
@@ -20,7 +27,7 @@ class WandbSink:
 
     def __init__(self, folder, config, run_id=None):
         self.run, self.id = None, run_id
-        if config["wandb_mode"] == "disabled":
+        if mode_of(config) == "disabled":
             return
         try:
             self.run = self._start(folder, config, run_id)
@@ -38,7 +45,7 @@ class WandbSink:
         common = {"project": "lab01", "group": current_exercise(folder), "name": folder.name}
         common |= {"tags": [config["dataset"], config["model"]["kind"]]}
         common |= {"dir": str(folder), "config": config, "id": run_id}
-        mode = config["wandb_mode"]
+        mode = mode_of(config)
         try:
             if mode == "auto":
                 mode = "online" if wandb.login(prompt=False, verify=False) else "offline"

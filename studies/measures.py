@@ -156,13 +156,16 @@ def mean_with_interval(values):
 def grouped_rate(hits, groups):
     """The share of yes where the hits of a group, of one picture say, depend on one another: with a
     95 % bootstrap interval over the groups. Of nothing but yes or no Wilson's, as if every group
-    were one answer. `count` is that of the groups."""
+    were one answer; of one group alone none, `low` and `high` are the mean. `count` is that of the
+    groups."""
     hits, groups = np.asarray(hits, dtype=float), np.asarray(groups)
     _, own = np.unique(groups, return_inverse=True)
     sizes = np.bincount(own)
     sums = np.bincount(own, weights=hits)
     if not len(hits) or not 0 < hits.mean() < 1:
         return rate_with_interval(sums > 0)
+    if len(sizes) == 1:
+        return mean_with_interval([hits.mean()])
     drawn = stats.bootstrap(
         (sums, sizes),
         lambda some, of, axis: some.sum(axis) / of.sum(axis),

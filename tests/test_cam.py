@@ -14,6 +14,7 @@ from cam import (
     activate,
     cam,
     choose_images,
+    find_contrast,
     generate_class_activation_map,
     save_cam_visualization,
 )
@@ -306,6 +307,20 @@ def test_a_contrast_is_named_in_the_manifest_and_an_unknown_class_refused(tmp_pa
             ValueError, match=f"cam.contrast must be two different classes.*'{wrong}'"
         ):
             cam(model, random_images, config)
+
+
+def test_classes_with_commas_in_their_names_can_be_contrasted():
+    classes = ["tench", "tench, Tinca tinca", "goldfish, Carassius auratus"]
+    assert find_contrast("goldfish, Carassius auratus,tench, Tinca tinca", classes) == (2, 1)
+    assert find_contrast("tench, goldfish, Carassius auratus", classes) == (0, 2)
+
+
+def test_names_too_long_for_a_picture_leave_room_for_the_numbers():
+    activation = generate_class_activation_map(*random_network(NETWORKS[0]))[0]
+    names = [f"n0{k} {60 * 'long '}" for k in range(7)]
+    lines = describe_prediction(activation, names, true=0)
+    assert len(lines.splitlines()[0]) < 100
+    assert all(f"n0{k} " in lines for k in (0, activation.classes[0]))
 
 
 def test_as_many_of_every_class_as_asked_for_are_drawn_by_the_seed_and_0_are_all(random_images):

@@ -142,3 +142,14 @@ def test_a_key_that_came_after_a_run_had_its_default_in_it(digits_config):
     check_unchanged(started, config)
     with pytest.raises(ValueError, match=r"label_smoothing 0\.0 -> 0\.1"):
         check_unchanged(started, config | {"label_smoothing": 0.1})
+
+
+def test_a_network_that_this_code_does_not_have_is_named(path, digits_config):
+    for changes, reason in (
+        ({"kind": "tiny"}, "model.kind must be one of"),
+        ({"width": 3}, "model.width is no setting of a mlp"),
+    ):
+        config = digits_config | {"model": digits_config["model"] | changes}
+        save_checkpoint(path, {"epoch": 1, "model": {}, "config": config})
+        with pytest.raises(ValueError, match=f"of a network that is not here: {reason}"):
+            load_model(path)

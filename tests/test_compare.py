@@ -92,6 +92,16 @@ def test_of_several_seeds_the_mean_is_drawn_in_its_band(monkeypatch):
     assert [text.get_text() for text in drawn[0].legends[0].texts] == ["seeds, 2 seeds", "single"]
 
 
+@pytest.mark.figures
+def test_runs_of_any_name_are_in_the_legend_as_they_are_called(monkeypatch):
+    drawn, names = [], ["_under", "$x_1$", "lr$\\frac{1$"]
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
+    compare([make_run(name, 3) for name in names])
+    texts = drawn[0].legends[0].texts
+    assert [text.get_text().strip() for text in texts] == names
+    drawn[0].savefig("drawn.png")  # none is read as a formula
+
+
 def test_what_is_too_wide_for_the_terminal_is_wrapped_and_all_there():
     wide = {f"a_key_of_some_length_{number}": number for number in range(9)}
     runs = [read_run(make_run("one", **wide)), read_run(make_run("two"))]

@@ -101,14 +101,15 @@ def test_steps_taken_inside_unchanged_leave_no_trace(digits_config, optimizer, b
 def test_the_captured_step_is_the_plain_step(digits_config, optimizer):
     config = digits_config | {"optimizer": optimizer, "precision": "float32"}
     config["model"] = CNN | {"dropout": 0.0}
-    model, opt, plain = parts_of(config, "cuda")
-    twin, _, twin_plain = parts_of(config, "cuda")
-    captured = GraphedStep(plain, model, opt, *batch(device="cuda"))
-    for size in (16, 16, 5, 16):  # ragged in between
-        loss, hits = captured(*batch(size, "cuda"))
-        expected, expected_hits = twin_plain(*batch(size, "cuda"))
-        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
-        assert hits == expected_hits
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        model, opt, plain = parts_of(config, "cuda")
+        twin, _, twin_plain = parts_of(config, "cuda")
+        captured = GraphedStep(plain, model, opt, *batch(device="cuda"))
+        for size in (16, 16, 5, 16):  # ragged in between
+            loss, hits = captured(*batch(size, "cuda"))
+            expected, expected_hits = twin_plain(*batch(size, "cuda"))
+            torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+            assert hits == expected_hits
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 

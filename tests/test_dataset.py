@@ -13,7 +13,7 @@ import exercise_2_3
 from augmentation import affine_maps, cut_out, draw_augmentation, sampling_grid, warp
 from cache import read_image
 from config import defaults
-from dataset import BLOCK_BYTES, ImageDataset, batches, deskew, load_datasets, shrink
+from dataset import BLOCK_BYTES, ImageDataset, batches, data_sha256, deskew, load_datasets, shrink
 from images import list_images, read_idx
 
 
@@ -275,13 +275,22 @@ def test_a_grid_is_that_of_affine_grid_with_the_fields_as_interpolated(knots):
     torch.testing.assert_close(sampling_grid(maps, fields, (12, 20)), expected)
 
 
-def test_the_parts_of_a_picture_move_by_as_many_pixels_as_the_config_says():
+def test_the_knots_of_a_field_move_by_as_many_pixels_as_the_config_says():
     config = defaults | {"elastic": 1.5}
     warps, fields, _ = draw_augmentation(2000, (28, 20), config, torch.Generator().manual_seed(0))
     assert torch.equal(warps, torch.eye(2, 3).expand(2000, 2, 3))
     x, y = fields.unbind(1)
     assert (x * 20 / 2).std() == pytest.approx(1.5, rel=0.02)
     assert (y * 28 / 2).std() == pytest.approx(1.5, rel=0.02)
+    moved = sampling_grid(warps, fields, (28, 20)) - sampling_grid(warps, None, (28, 20))
+    corners = moved[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
+    at_knots = fields[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
+    torch.testing.assert_close(corners, at_knots, atol=1e-5, rtol=0)
+
+
+def test_upright_digits_are_the_same_pixels_on_every_processor():
+    digits = load_datasets(exercise_1_1.config | {"dataset": "digits", "deskew": True})[0]
+    assert data_sha256(digits)[:16] == "72fbb0328d3e29be"  # of AVX2 and of plain C++
 
 
 @pytest.mark.parametrize("channels", [1, 3])

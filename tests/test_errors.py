@@ -111,7 +111,7 @@ WRONG = [
     (exercise_2_3, "--hold_out_boxed --on_bad_image skip", "skip", "--on_bad_image error"),
     (exercise_2_3, "--cam.indices -1", "cam.indices", "-1"),
     (exercise_2_3, "--cam.per_class -1", "cam.per_class", "-1"),
-    (exercise_2_3, "--checkpoint best.pt", "best.pt", "train one first"),
+    (exercise_2_3, "--checkpoint best.pt", "best.pt", "name a run folder"),
     (exercise_2_3, "--checkpoint a.pt --resume finished", "a.pt", "one of the two"),
     (exercise_2_3, "--checkpoint mlp.pt", "mlp.pt", "no maps"),
     (exercise_2_3, "--checkpoint mlp.pt --seed 7", "seed of its training", "--cam.indices"),

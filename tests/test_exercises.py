@@ -47,6 +47,15 @@ def test_exercise_2_3_draws_maps_of_every_class_and_again_from_a_checkpoint(tmp_
     assert manifest["worst_completeness_error"] < 1e-4
 
 
+def test_a_script_without_its_keys_for_maps_trains_and_draws(tmp_path, monkeypatch):
+    kept = {k: v for k, v in exercise_2_3.config.items() if k not in ("checkpoint", "cam")}
+    monkeypatch.setattr(exercise_2_3, "config", kept)
+    smoke(exercise_2_3, tmp_path / "run", model=SMALL_CNN, epochs=1)
+    assert len(list((tmp_path / "run" / "cam").glob("*/sample_*_idx_*.png"))) == 30
+    smoke(exercise_2_3, tmp_path / "maps", checkpoint=str(tmp_path / "run"))
+    assert (tmp_path / "maps" / "cam" / "index.html").is_file()
+
+
 def test_several_seeds_give_mean_and_deviation(tmp_path):
     results = smoke(exercise_1_1, tmp_path / "seeds", seeds=[3, 4])
     accuracies = [run["test"]["accuracy"] for run in results["runs"]]
@@ -85,13 +94,25 @@ def test_the_seconds_of_a_run_are_those_of_all_its_parts(tmp_path):
     assert results["seconds"] < 300
     for name in ("best.pt", "last.pt"):
         state = load_checkpoint(folder / "checkpoints" / name)
-        for row in state["history"]:
-            row["train/images_per_second"] = 1.0
-        save_checkpoint(folder / "checkpoints" / name, state)
+        assert 0 < state["seconds"] < results["seconds"]
+        save_checkpoint(folder / "checkpoints" / name, state | {"seconds": 5000.0})
     more = {"model": SMALL_CNN, "resume": str(tmp_path / "seeds"), "epochs": 3}
     again = smoke(exercise_1_3, tmp_path / "seeds", **more, seeds=[5])
+    assert 5000 < again["runs"][0]["seconds"] < again["seconds"] < 5300
+
+
+def test_an_older_checkpoint_counts_the_seconds_of_its_training_steps(tmp_path):
+    folder = tmp_path / "run"
+    smoke(exercise_1_3, folder, model=SMALL_CNN)
+    for path in (folder / "checkpoints").glob("*.pt"):
+        state = load_checkpoint(path)
+        del state["seconds"]
+        for row in state["history"]:
+            row["train/images_per_second"] = 1.0
+        save_checkpoint(path, state)
+    again = smoke(exercise_1_3, folder, model=SMALL_CNN, resume=str(folder), epochs=3)
     slow = 2 * 1294  # of the 1,438 images nine in ten, in two of the three epochs
-    assert slow < again["runs"][0]["seconds"] < again["seconds"] < slow + 300
+    assert slow < again["seconds"] < slow + 300
 
 
 def test_the_defaults_are_those_of_the_reference():

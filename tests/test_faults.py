@@ -1,5 +1,6 @@
 """Full disks and damaged files: one clear line, and no run lost."""
 
+import errno
 import json
 import pathlib
 import random
@@ -15,6 +16,7 @@ from test_training import assert_same, comparable, run
 import checkpoint
 import exercise_1_1
 import exercise_2_3
+import experiment
 import training
 from checkpoint import CheckpointWriter, load_checkpoint, load_last, load_model, save_checkpoint
 from config import parse_config
@@ -119,6 +121,26 @@ def test_a_disk_that_fills_up_after_the_training_is_one_line_too(
         exercise_1_1.main(digits_config | {"resume": str(folder)})
     assert json.loads((folder / "results.json").read_text())["epochs"] == 1
     assert scalars(folder) == expected_scalars(folder)
+
+
+def test_of_several_seeds_it_is_their_folder_that_goes_on(digits_config, monkeypatch, capsys):
+    config = digits_config | {"seeds": [0, 1], "run_dir": "seeds"}
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fail(*arguments):
+        raise full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exercise_1_1, "draw_curves", fail)
+        line = one_line(capsys, lambda _: exercise_1_1.main(config))
+    expected = "a file of seeds cannot be read or written: No space left on device; once that is "
+    assert expected + "mended, --resume seeds repeats what is missing" in line
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "add_seeds", fail)
+        assert expected in one_line(
+            capsys, lambda _: exercise_1_1.main(config | {"resume": "seeds"})
+        )
+    exercise_1_1.main(config | {"resume": "seeds"})
 
 
 def test_last_never_speaks_of_a_best_that_could_not_be_written(digits_config, capsys):

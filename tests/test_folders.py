@@ -16,6 +16,8 @@ import checks
 import exercise_1_1
 import exercise_2_3
 import models
+from checkpoint import find_checkpoint
+from config import parse_config
 
 
 def test_names_with_spaces_and_other_letters_and_another_temporary_folder(
@@ -115,3 +117,31 @@ def test_a_batch_beyond_the_memory_is_one_line(forks):
     assert line.startswith("error: batch_size 1294 of images of 1 x 8 x 8 does not fit")
     assert "lower --batch_size" in line
     assert state_of("run")["epoch"] == 0
+
+
+def test_a_run_that_drew_maps_is_not_one_to_go_on_with(digits_config, capsys):
+    trained = digits_config | {"model": {"kind": "cnn", "layers": [4]}}
+    exercise_1_1.main(trained)
+    drawn = exercise_2_3.config | {"checkpoint": trained["run_dir"], "run_dir": "maps"}
+    drawn |= {"device": "cpu", "wandb_mode": "disabled"}
+    exercise_2_3.main(drawn)
+    line = one_line(capsys, lambda _: exercise_2_3.main(drawn))
+    assert line.endswith("maps already exists: choose another --run_dir")
+    with pytest.raises(SystemExit, match="2"):
+        parse_config(exercise_2_3.config, {}, ["--resume", "maps"])
+    said = capsys.readouterr().err
+    assert said.startswith("error: --resume maps: that run drew maps and trained nothing")
+    assert f"--checkpoint {trained['run_dir']}" in said
+    for folder, reason in (
+        ("maps", "no checkpoint at maps/"),
+        (".", "holds 1 runs: name one, run"),
+    ):
+        with pytest.raises((FileNotFoundError, ValueError), match=reason):
+            find_checkpoint(folder)
+
+
+def test_a_run_to_resume_may_be_named_in_the_dict_too(digits_config):
+    run(digits_config | {"run_dir": "run"})
+    named = exercise_1_1.config | {"resume": "run", "epochs": 9}
+    config = parse_config(named, exercise_1_1.presets, [])
+    assert (config["dataset"], config["epochs"], config["lr"]) == ("digits", 1, 1e-3)

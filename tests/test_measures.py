@@ -173,6 +173,8 @@ def test_pictures_that_take_part_several_times_count_once_in_an_interval():
         assert found["count"] == 20
     assert covered > 180
     assert measures.grouped_rate([False] * 18, [0] * 9 + [1] * 9)["high"] > 0.5
+    one = measures.grouped_rate([True, False, False, False], [7] * 4)
+    assert one == {"mean": 0.25, "low": 0.25, "high": 0.25, "count": 1}
 
 
 def test_a_network_that_looks_at_one_corner_is_caught_there():

@@ -83,6 +83,14 @@ def test_a_letter_that_no_font_has_is_drawn_without_a_warning(tmp_path):
 def test_letters_that_the_own_font_lacks_are_drawn_in_one_of_the_system(monkeypatch):
     there = ["DejaVu Sans", "PingFang SC"]
     monkeypatch.setattr(font_manager, "get_font_names", lambda: there)
-    with matplotlib.rc_context():
+    with matplotlib.rc_context({"font.family": ["sans-serif"]}):
         importlib.reload(plots)
         assert matplotlib.rcParams["font.family"] == ["sans-serif", "PingFang SC"]
+
+
+@pytest.mark.figures
+def test_a_class_whose_folder_is_named_in_other_bytes_than_utf_8_is_drawn(tmp_path):
+    name = b"caf\xe9".decode(errors="surrogateescape")  # as an old archive unpacks it
+    draw_confusion(torch.tensor([[3, 1], [0, 4]]), [name, "tea"], tmp_path)
+    assert (tmp_path / "plots" / "confusion.png").is_file()
+    assert plots.fitting([name, "tea"]) == {name: "caf?", "tea": "tea"}

@@ -111,6 +111,35 @@ def test_the_loss_of_a_bfloat16_step_is_that_of_its_logits_however_sure_they_are
     torch.testing.assert_close(kept.gradient, gradient, rtol=0.01, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "warmup_epochs"), [("one_cycle", 0.0), ("cosine", 1.0), ("constant", 2.0)]
+)
+def test_a_training_takes_the_learning_rates_of_torchs_schedulers(
+    digits_config, schedule, warmup_epochs
+):
+    config = digits_config | {"schedule": schedule, "warmup_epochs": warmup_epochs, "epochs": 3}
+    history = run(config)[1]["history"]
+    steps, warmup = 21, int(warmup_epochs * 21)  # 21 steps are an epoch
+    lr_scheduler, lr = torch.optim.lr_scheduler, config["lr"]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr)
+    if schedule == "one_cycle":
+        theirs = lr_scheduler.OneCycleLR(optimizer, lr, total_steps=3 * steps, cycle_momentum=False)
+    else:
+        climb = lr_scheduler.LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
+        fall = lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        if schedule == "cosine":
+            fall = lr_scheduler.CosineAnnealingLR(optimizer, T_max=3 * steps - warmup)
+        theirs = lr_scheduler.SequentialLR(optimizer, [climb, fall], milestones=[warmup])
+    expected = []
+    for _ in range(3 * steps):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    assert [row["train/lr"] for row in history] == pytest.approx(
+        expected[steps - 1 :: steps], rel=1e-6
+    )
+
+
 def test_one_cycle_and_cosine_are_those_of_torch():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
     one_cycle = torch.optim.lr_scheduler.OneCycleLR(
@@ -244,7 +273,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(
     digits_config, monkeypatch, compiled_once, optimizer, compile
 ):
     config = digits_config | {"optimizer": optimizer, "compile": compile, "epochs": 3}
-    config |= {"model": SKIPS, "weight_decay": 0.1}
+    config |= {"model": SKIPS, "weight_decay": 0.1, "warmup_epochs": 2.0}
     deal, reached = training.batches, []
 
     def poisoned(train_set, config, number, device):
@@ -257,8 +286,10 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(
     monkeypatch.setattr(training, "batches", poisoned)
     train_set, val_set, _ = load_datasets(config)
     model = build_model(config)
-    with pytest.raises(ValueError, match=r"nan in epoch 2, step 7, at learning rate 0.001"):
+    lr = 28 / 43 * 0.001  # 21 steps an epoch, 42 of them climb
+    with pytest.raises(ValueError, match=f"nan in epoch 2, step 7, at learning rate {lr:g}"):
         train(model, train_set, val_set, config)
+    assert json.loads(Path(config["run_dir"], "config.json").read_text())["compile"] == compile
     for parameter, before in zip(model.parameters(), reached, strict=True):
         assert torch.equal(parameter, before)
     for name in ("last.pt", "best.pt"):

@@ -56,6 +56,18 @@ def test_an_offline_wandb_run_reads_back_with_the_same_values(digits_config):
     assert all(row["train/images_per_second"] > 0 for row in logged)
 
 
+@pytest.mark.parametrize(
+    ("outside", "asked", "mode"),
+    [("disabled", "auto", "disabled"), ("offline", "auto", "offline"), ("", "auto", "auto")]
+    + [("disabled", "offline", "offline"), ("dryrun", "auto", "auto")],
+)
+def test_what_wandbs_own_variable_says_holds_where_the_config_leaves_it_open(
+    digits_config, monkeypatch, outside, asked, mode
+):
+    monkeypatch.setenv("WANDB_MODE", outside)
+    assert wandb_sink.mode_of(digits_config | {"wandb_mode": asked}) == mode
+
+
 @pytest.fixture
 def no_account(tmp_path, monkeypatch):
     """A home without a key, and W&B as freshly imported."""

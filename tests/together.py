@@ -42,7 +42,9 @@ def norm_statistics():
     images, labels = torch.arange(8.0).view(4, 2) + 10 * rank(), torch.zeros(4, dtype=torch.long)
     alone, trained = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
     settings = scratch | {"lr": 1e-9, "batch_size": 4 * world()}
-    step = shared_step(plain_step, trained, make_optimizer(trained, settings), settings, 8 * world())
+    step = shared_step(
+        plain_step, trained, make_optimizer(trained, settings), settings, 8 * world()
+    )
     for _ in range(2):
         alone(images)
         step(images, labels)
