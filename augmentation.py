@@ -75,7 +75,8 @@ def sampling_grid(maps, fields, sides):
     by F.interpolate, takes several times as long as the sampling.
     """
     knots = 0 if fields is None else fields.shape[-1]
-    rows, columns = (curves(knots, side).to(maps) for side in sides)
+    both = (curves(knots, side).to(maps.dtype) for side in sides)  # not all devices have float64
+    rows, columns = (matrix.to(maps.device) for matrix in both)
     weights = maps.new_zeros(len(maps), 2, knots + 2, knots + 2)
     if knots:
         weights[:, :, :knots, :knots] = fields

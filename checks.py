@@ -57,10 +57,9 @@ def check_config(config):
             f"deskew is for grey images, those of {config['dataset']} are coloured: --no_deskew"
         )
     _check_augmentation(config)
-    explained = config.get("checkpoint", "none")
-    if explained != "none" and resumed:
+    if only_draws(config) and resumed:
         raise ValueError(
-            f"--checkpoint {explained} is drawn in a run folder of its own, --resume "
+            f"--checkpoint {config['checkpoint']} is drawn in a run folder of its own, --resume "
             f"{config['resume']} goes on with a training: name one of the two"
         )
     _check_shares(config["batch_size"])
@@ -226,9 +225,14 @@ def _check_run_dir(config):
             raise ValueError(already_there(folder, config))
 
 
+def only_draws(config):
+    """Whether a run trains nothing: it draws the maps of a --checkpoint."""
+    return config.get("checkpoint", "none") != "none"
+
+
 def already_there(folder, config):
     """What to say where the run folder of `config` is there before it."""
-    goes_on = (folder / "config.json").is_file() and config.get("checkpoint", "none") == "none"
+    goes_on = (folder / "config.json").is_file() and not only_draws(config)
     resume = f"go on with --resume {folder}, or " if goes_on else ""
     return f"run folder {folder} already exists: {resume}choose another --run_dir"
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from checks import only_draws
 from config import defaults
 from distributed import world
 
@@ -67,12 +68,12 @@ def next_commands(results, has_map):
     if offline := sorted(folder.glob("wandb/offline-run-*" if single else "*/wandb/offline-run-*")):
         rows.append(("upload to W&B", spelled(*tool("wandb"), "sync", *offline)))
     first = folder if single else results["runs"][0]["run_dir"]
-    explained = config.get("checkpoint", "none")
-    judged = [python(), script("evaluate.py"), first if explained == "none" else explained]
-    if explained != "none" and config["data_dir"] != defaults["data_dir"]:
+    drawn = only_draws(config)
+    judged = [python(), script("evaluate.py"), config["checkpoint"] if drawn else first]
+    if drawn and config["data_dir"] != defaults["data_dir"]:
         judged += ["--data_dir", config["data_dir"]]
     rows.append(("every class" if single else "every class, of one seed", spelled(*judged)))
-    if explained != "none":
+    if drawn:
         return rows
     if has_map and "cam" not in config:  # else they are drawn
         looked = spelled(python(), script("exercise_2_3.py"), "--checkpoint", first)

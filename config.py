@@ -10,7 +10,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from checks import check_config, fit_model, rank
+from checks import check_config, fit_model, only_draws, rank
 from flags import find_flag, parse_flags
 from rules import CONFIG, MODEL, check_value, check_values, shown
 
@@ -129,7 +129,7 @@ def check_explained(own, config):
     """Raise ValueError where a --checkpoint is named and `config` differs from the script's `own`
     in what is that of its training."""
     ignored = sorted({key.split(".")[0] for key in differences(own, config)} - EXPLAINED)
-    if config.get("checkpoint", "none") != "none" and ignored:
+    if only_draws(config) and ignored:
         raise ValueError(
             f"--checkpoint {config['checkpoint']} brings the {', '.join(ignored)} of its training: "
             f"leave that out; --cam.indices and --cam.per_class choose the images"
@@ -236,10 +236,10 @@ def read_run_config(folder):
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"--resume {folder}: config.json is damaged ({error})") from None
-    if (explained := config.get("checkpoint", "none")) != "none":
+    if only_draws(config):
         raise ValueError(
             f"--resume {folder}: that run drew maps and trained nothing: draw them in a new "
-            f"folder, by --checkpoint {explained}"
+            f"folder, by --checkpoint {config['checkpoint']}"
         )
     return config
 
@@ -262,6 +262,6 @@ def complete_config(config, exercise="run", own=()):
         now = datetime.now().strftime("%Y%m%d-%H%M%S")
         seed = "seeds" if config["seeds"] else config["seed"]
         name = f"{config['dataset']}-{config['model']['kind']}-{seed}"
-        name = name if config.get("checkpoint", "none") == "none" else "maps"
+        name = "maps" if only_draws(config) else name
         config["run_dir"] = str(Path("runs") / exercise / f"{now}-{name}")
     return config

@@ -4,6 +4,7 @@ import functools
 import os
 import sys
 
+from checks import only_draws
 from commands import resume_command
 from config import refuse
 from distributed import first_only, leave, wait, world
@@ -37,8 +38,12 @@ def exit_cleanly(main):
             wait()  # torchrun ends the others when the first is gone
             raise SystemExit(128 + stop.signum) from None
         except KeyboardInterrupt:
-            maps = getattr(config, "get", lambda key: None)("checkpoint") not in (None, "none")
-            say("stopped" if maps else "stopped; where a run folder was printed, --resume goes on")
+            drawing = isinstance(config, dict) and only_draws(config)
+            say(
+                "stopped"
+                if drawing
+                else "stopped; where a run folder was printed, --resume goes on"
+            )
             raise SystemExit(130) from None
 
     return wrapped

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from statistics import fmean, stdev
 
-from checks import data_shape
+from checks import data_shape, only_draws
 from config import (
     check_unchanged,
     complete_config,
@@ -217,8 +217,7 @@ def disk_errors_explained(folder, config):
             raise
         what = error.filename or f"a file of {folder}"
         once = f"; once that is mended, --resume {folder} repeats what is missing"
-        trains = config.get("checkpoint", "none") == "none"
-        goes_on = trains and (Path(folder) / "config.json").is_file()
+        goes_on = not only_draws(config) and (Path(folder) / "config.json").is_file()
         raise ValueError(
             f"{what} cannot be read or written: {error.strerror}{once if goes_on else ''}"
         ) from None

@@ -2,6 +2,7 @@
 
 from statistics import median
 
+from checks import only_draws
 from commands import next_commands
 
 Z = 1.959963984540054  # the normal quantile of a 95 % interval
@@ -25,7 +26,7 @@ def result_block(results, training):
         ("test", f"accuracy {test['accuracy']:.4f} ({low:.4f} to {high:.4f}, 95 % Wilson)"),
         ("", f"loss {test['loss']:.4f} (mean per image)"),
     ]
-    if results["config"].get("checkpoint", "none") != "none":
+    if only_draws(results["config"]):
         rows.pop(1)  # nothing was trained
     if training.classes:
         rows.append(("most wrong", most_wrong(test["confusion"], training.classes)))
