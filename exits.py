@@ -39,11 +39,8 @@ def exit_cleanly(main):
             raise SystemExit(128 + stop.signum) from None
         except KeyboardInterrupt:
             drawing = isinstance(config, dict) and only_draws(config)
-            say(
-                "stopped"
-                if drawing
-                else "stopped; where a run folder was printed, --resume goes on"
-            )
+            goes_on = "" if drawing else "; where a run folder was printed, --resume goes on"
+            say(f"stopped{goes_on}")
             raise SystemExit(130) from None
 
     return wrapped
