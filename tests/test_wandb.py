@@ -65,7 +65,13 @@ def test_what_wandbs_own_variable_says_holds_where_the_config_leaves_it_open(
     digits_config, monkeypatch, outside, asked, mode
 ):
     monkeypatch.setenv("WANDB_MODE", outside)
-    assert wandb_sink.mode_of(digits_config | {"wandb_mode": asked}) == mode
+    config, started = digits_config | {"wandb_mode": asked}, []
+    monkeypatch.setattr(
+        wandb_sink.WandbSink, "_start", lambda *arguments: started.append(arguments)
+    )
+    wandb_sink.WandbSink(Path(), config)
+    assert wandb_sink.mode_of(config) == mode
+    assert bool(started) == (mode != "disabled")
 
 
 @pytest.fixture
