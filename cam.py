@@ -29,8 +29,6 @@ from gallery import draw_gallery, folder_name
 from images import SUFFIXES
 from models import CNN, ResNet18, evaluating, fold_norms, map_cells
 
-SETTINGS = {"per_class": 3, "indices": [], "contrast": "none", "grid": False}  # left out of "cam"
-
 __all__ = [
     "ClassActivation",
     "activate",
@@ -162,8 +160,7 @@ def cam(model: CNN | ResNet18, dataset: ImageDataset, config: dict) -> list[dict
     if config["run_dir"] == "auto":
         raise ValueError("run_dir is auto, which names a folder in a run only: name one for cam")
     indices = choose_images(dataset, config)
-    settings = SETTINGS | config.get("cam", {})
-    contrast = find_contrast(settings["contrast"], dataset.classes)
+    contrast = find_contrast(config["cam"]["contrast"], dataset.classes)
     activation = activate(model, dataset, indices, contrast=contrast)
     # boxes are known by the image's place, which pictures that were skipped would shift
     boxed = dataset.name == "imagenette" and config["on_bad_image"] == "error"
@@ -175,7 +172,7 @@ def cam(model: CNN | ResNet18, dataset: ImageDataset, config: dict) -> list[dict
         number = drawn_of_class[label] = drawn_of_class.get(label, -1) + 1
         paths.append(f"{folder_name(dataset.classes[label])}/sample_{number}_idx_{index}")
     folder = Path(config["run_dir"]) / "cam"
-    return draw_gallery(folder, dataset, indices, activation, paths, boxes, settings["grid"])
+    return draw_gallery(folder, dataset, indices, activation, paths, boxes, config["cam"]["grid"])
 
 
 def check_maps(model, source, shape):
@@ -213,9 +210,13 @@ def choose_images(dataset, config):
 
     0 takes all. Raises ValueError where an index or a class of the contrast is not there.
     """
-    settings = SETTINGS | config.get("cam", {})
-    find_contrast(settings["contrast"], dataset.classes)
-    named, per_class = settings["indices"], settings["per_class"]
+    if "cam" not in config:
+        raise ValueError(
+            'cam is missing, which says what is drawn: "cam": {"per_class": 3, "indices": [], '
+            '"contrast": "none", "grid": False}, say'
+        )
+    find_contrast(config["cam"]["contrast"], dataset.classes)
+    named, per_class = config["cam"]["indices"], config["cam"]["per_class"]
     for index in named:
         if not 0 <= index < len(dataset):
             raise ValueError(

@@ -215,10 +215,12 @@ def find_checkpoint(path: str | Path) -> Path:
         raise ValueError(f"{path} is of several seeds: name one of {', '.join(map(str, seeds))}")
     if not path.is_dir() or (best := path / "checkpoints" / "best.pt").is_file():
         return best if path.is_dir() else path
-    if runs := sorted(file.parent.parent for file in path.glob("*/checkpoints/best.pt")):
+    if runs := sorted(file.parent.parent for file in path.glob("**/checkpoints/best.pt")):
         some = ", ".join(map(str, runs[:3])) + ", ..." * (len(runs) > 3)
-        raise ValueError(f"{path} holds {len(runs)} runs: name one, {some}")
-    raise FileNotFoundError(f"no checkpoint at {best}: no run of that folder has trained an epoch")
+        raise ValueError(f"{path} is no run, it holds some: name one, {some}")
+    raise FileNotFoundError(
+        f"no checkpoint at {best}: that folder is no run, or has not trained an epoch"
+    )
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, dict]:

@@ -232,15 +232,23 @@ def only_draws(config):
 
 def already_there(folder, config):
     """What to say where the run folder of `config` is there before it."""
-    goes_on = (folder / "config.json").is_file() and not only_draws(config)
+    own = started_config(folder)
+    goes_on = own and not only_draws(own) and not only_draws(config)
     resume = f"go on with --resume {folder}, or " if goes_on else ""
     return f"run folder {folder} already exists: {resume}choose another --run_dir"
 
 
+def started_config(folder):
+    """What the run in `folder` was started with; {} where that is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return config if isinstance(config, dict) else {}
+    return {}
+
+
 def _check_resumable(folder, seeds):
-    started = []
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        started = list(json.loads((folder / "config.json").read_text(encoding="utf-8"))["seeds"])
+    started = started_config(folder).get("seeds")
+    started = started if isinstance(started, list) else []
     if seeds and not (started and set(map(str, started)) <= set(map(str, seeds))):
         raise ValueError(
             f"--resume {folder} and --seeds {shown(seeds)} do not go together: that run was "

@@ -36,7 +36,7 @@ def read_run(folder):
         raise ValueError(
             f"{folder} is no run (config.json is missing): name folders like runs/exercise_1_1/*"
         )
-    read = {"name": folder.name, "results": {}}
+    read = {"name": folder.absolute().name, "results": {}}
     parts = [folder, *sorted(folder.glob("seed_*"))]
     try:
         read["config"] = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from checks import check_config, fit_model, only_draws, rank
 from flags import find_flag, parse_flags
-from rules import CONFIG, MODEL, check_value, check_values, shown
+from rules import MODEL, check_values, shown
 
 defaults = {  # --help shows what stands beside a key
     # data
@@ -48,7 +48,7 @@ defaults = {  # --help shows what stands beside a key
     "compile": "auto",  # the step as one call, where the run is long enough to pay for it
     "checkpoint_every": 1,  # epochs between two saves of `last`
     "run_dir": "auto",  # runs/<exercise>/<date-time-dataset-model-seed>
-    "resume": "none",  # a run folder: go on where it stopped
+    "resume": "none",  # a run folder: go on where it stopped; as a flag it brings its config, too
     "wandb_mode": "auto",  # online when logged in, else offline; "disabled" does not import it
     "preset": "none",  # settings of the script that are laid over its config first
 }
@@ -149,8 +149,7 @@ def parse_config(config, presets=None, args=None):
     presets = presets or {}
     try:
         base = merge(defaults, config)
-        resume, preset = find_flag(args, "--resume") or base["resume"], find_flag(args, "--preset")
-        check_value("resume", resume, CONFIG["resume"])
+        resume, preset = find_flag(args, "--resume"), find_flag(args, "--preset")
         explains = find_flag(args, "--checkpoint") not in (None, "none")
         if resume not in (None, "none"):
             started = merge({}, read_run_config(resume))
@@ -236,7 +235,7 @@ def read_run_config(folder):
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"--resume {folder}: config.json is damaged ({error})") from None
-    if only_draws(config):
+    if isinstance(config, dict) and only_draws(config):
         raise ValueError(
             f"--resume {folder}: that run drew maps and trained nothing: draw them in a new "
             f"folder, by --checkpoint {config['checkpoint']}"

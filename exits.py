@@ -38,9 +38,8 @@ def exit_cleanly(main):
             wait()  # torchrun ends the others when the first is gone
             raise SystemExit(128 + stop.signum) from None
         except KeyboardInterrupt:
-            drawing = isinstance(config, dict) and only_draws(config)
-            goes_on = "" if drawing else "; where a run folder was printed, --resume goes on"
-            say(f"stopped{goes_on}")
+            trains = isinstance(config, dict) and not only_draws(config)
+            say("stopped" + "; where a run folder was printed, --resume goes on" * trains)
             raise SystemExit(130) from None
 
     return wrapped

@@ -100,7 +100,7 @@ def draw_compared(runs, path):
     figure, axes = curve_axes(height=3.6 + 0.18 * len(runs))
     for number, (name, seeds) in enumerate(runs):
         label = name if len(seeds) == 1 else f"{name}, {len(seeds)} seeds"
-        label = f" {drawable(label)}" if label[0] == "_" else drawable(label)  # "_" would hide it
+        label = f" {drawable(label)}" if name[:1] == "_" else drawable(label)  # "_" would hide it
         colour = COLOURS[number % 7]
         look = {"color": colour, "marker": MARKERS[number % 9], "markersize": 4}
         look |= {"linestyle": STYLES[number % 4], "markevery": max(1, len(seeds[0]) // 8)}
@@ -197,7 +197,7 @@ def fitting(names):
     )
     plain = {name: drawable(name) for name in names}
     tries = [{n: p if len(p) < 19 else cut(p) for n, p in plain.items()} for cut in cuts]
-    names = set(plain)
+    names = set(plain.values())
     return next((short for short in tries if len(set(short.values())) == len(names)), tries[0])
 
 

@@ -47,10 +47,10 @@ def uses_bfloat16(config, device):
 
 
 def advice_on_precision(model, config, device):
-    """A line for who trains on a CPU in the slower precision, "" for others and where torch cannot
-    tell. A CPU without instructions for bfloat16 takes many times as long in it as in float32; with
-    them convolutions take less."""
-    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+    """A line for who trains on a CPU in the slower precision, "" for others. A CPU without
+    instructions for bfloat16 takes many times as long in it as in float32; with them
+    convolutions take less."""
+    if device.type != "cpu":
         return ""
     known = torch.cpu.get_capabilities()
     native = any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # bf16: ARM

@@ -70,12 +70,12 @@ def find_teacher(name, seed):
     folder = Path(name)
     if any(folder.glob("seed_*")):
         folder /= f"seed_{seed}"
+        if not folder.is_dir():
+            raise FileNotFoundError(f"--teacher {name} has no seed {seed}: name one that has")
     try:
         return find_checkpoint(folder)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"--teacher {name}: {error}, of several seeds with this one among them"
-        ) from None
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"--teacher {name}: {error}") from None
 
 
 def read_teacher(name, seed):

@@ -136,8 +136,8 @@ def train_held(model, train_set, val_set, config, held):
 
     def fill(folder):
         write_manifest(folder, config, train_set, device)
-        start = state() | {"epoch": 0, "config": config}
-        save_checkpoint(folder / "checkpoints" / "last.pt", start)
+        untrained = state() | {"epoch": 0, "config": config}
+        save_checkpoint(folder / "checkpoints" / "last.pt", untrained)
 
     folder = open_run(config, fill)
     if not resumed:

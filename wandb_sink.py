@@ -14,9 +14,11 @@ SETTINGS = {"WANDB_SILENT": "true", "WANDB_INIT_TIMEOUT": "12", "WANDB_FINISH_TI
 
 def mode_of(config):
     """config["wandb_mode"], or where that is "auto" what W&B's own variable says."""
+    if config["wandb_mode"] != "auto":
+        return config["wandb_mode"]
     outside = os.environ.get("WANDB_MODE", "auto")
-    known = outside in ("online", "offline", "disabled")
-    return outside if config["wandb_mode"] == "auto" and known else config["wandb_mode"]
+    outside = {"run": "online", "dryrun": "offline"}.get(outside, outside)  # their older names
+    return outside if outside in ("online", "offline", "disabled") else "auto"
 
 
 class WandbSink:

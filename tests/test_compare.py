@@ -102,6 +102,13 @@ def test_runs_of_any_name_are_in_the_legend_as_they_are_called(monkeypatch):
     drawn[0].savefig("drawn.png")  # none is read as a formula
 
 
+def test_a_run_may_be_compared_from_inside_its_folder(monkeypatch, capsys):
+    monkeypatch.chdir(make_run("inside", 3))
+    compare([Path(), Path("../inside")])
+    said = capsys.readouterr()
+    assert said.out.count("inside") >= 2 and said.err == ""
+
+
 def test_what_is_too_wide_for_the_terminal_is_wrapped_and_all_there():
     wide = {f"a_key_of_some_length_{number}": number for number in range(9)}
     runs = [read_run(make_run("one", **wide)), read_run(make_run("two"))]

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_exercises import SMALL_CNN, smoke
@@ -66,6 +67,9 @@ def test_the_cpu_and_the_gpu_draw_the_same_maps():
         smoke(exercise_2_3, device, checkpoint="run", device=device)
         rows[device] = json.loads(Path(device, "cam", "manifest.json").read_text())
     assert rows["cuda"]["worst_completeness_error"] < 1e-3
-    for ours, theirs in zip(rows["cuda"]["images"], rows["cpu"]["images"], strict=True):
-        assert ours["index"] == theirs["index"]
-        assert ours["confidence"] == pytest.approx(theirs["confidence"], abs=0.01)
+    drawn = {device: np.load(Path(device, "cam", "maps.npy")) for device in rows}
+    pairs = zip(rows["cuda"]["images"], rows["cpu"]["images"], strict=True)
+    alike = [ours["shown"] == theirs["shown"] for ours, theirs in pairs]
+    assert sum(alike) > 25  # of 30: two classes may be as likely within rounding
+    largest = abs(drawn["cpu"]).max()  # TF32 keeps three digits of a factor
+    np.testing.assert_allclose(drawn["cuda"][alike], drawn["cpu"][alike], atol=0.02 * largest)

@@ -125,23 +125,27 @@ def test_a_run_that_drew_maps_is_not_one_to_go_on_with(digits_config, capsys):
     drawn = exercise_2_3.config | {"checkpoint": trained["run_dir"], "run_dir": "maps"}
     drawn |= {"device": "cpu", "wandb_mode": "disabled"}
     exercise_2_3.main(drawn)
-    line = one_line(capsys, lambda _: exercise_2_3.main(drawn))
-    assert line.endswith("maps already exists: choose another --run_dir")
+    taken = trained | {"run_dir": "maps"}
+    for main in (lambda _: exercise_2_3.main(drawn), lambda _: exercise_1_1.main(taken)):
+        line = one_line(capsys, main)
+        assert line.endswith("maps already exists: choose another --run_dir")
     with pytest.raises(SystemExit, match="2"):
         parse_config(exercise_2_3.config, {}, ["--resume", "maps"])
     said = capsys.readouterr().err
     assert said.startswith("error: --resume maps: that run drew maps and trained nothing")
     assert f"--checkpoint {trained['run_dir']}" in said
     for folder, reason in (
-        ("maps", "no checkpoint at maps/"),
-        (".", "holds 1 runs: name one, run"),
+        ("maps", "no checkpoint at maps/.*has not trained an epoch"),
+        (".", "no run, it holds some: name one, run$"),
+        ("nowhere", "no checkpoint at nowhere; name a run folder"),
     ):
         with pytest.raises((FileNotFoundError, ValueError), match=reason):
             find_checkpoint(folder)
 
 
-def test_a_run_to_resume_may_be_named_in_the_dict_too(digits_config):
-    run(digits_config | {"run_dir": "run"})
-    named = exercise_1_1.config | {"resume": "run", "epochs": 9}
-    config = parse_config(named, exercise_1_1.presets, [])
-    assert (config["dataset"], config["epochs"], config["lr"]) == ("digits", 1, 1e-3)
+def test_a_folder_whose_config_is_something_else_is_not_resumed(capsys):
+    Path("odd").mkdir()
+    Path("odd/config.json").write_text("[]")
+    with pytest.raises(SystemExit, match="2"):
+        parse_config(exercise_1_1.config, {}, ["--resume", "odd"])
+    assert capsys.readouterr().err == "error: a config must be a dict, got []\n"

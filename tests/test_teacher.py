@@ -100,15 +100,19 @@ def test_a_teacher_that_may_have_seen_what_is_held_out_is_refused(taught, tmp_pa
 
 
 def test_a_teacher_that_is_not_there_is_missed_before_anything_is_written(taught):
-    for teacher in ("nobody", taught["teacher"]):
-        with pytest.raises(FileNotFoundError, match=f"--teacher {teacher}: no checkpoint at"):
+    for teacher, reason in (
+        ("nobody", "no checkpoint at nobody"),
+        (taught["teacher"], "has no seed 7"),
+        (str(Path(taught["teacher"]).parent), "no run, it holds some"),
+    ):
+        with pytest.raises((FileNotFoundError, ValueError), match=f"--teacher {teacher}.*{reason}"):
             exercise_1_1.main(taught | {"teacher": teacher, "seed": 7})
         assert not Path(taught["run_dir"]).exists()
 
 
 def test_every_seed_needs_a_teacher_of_its_own_before_the_first_is_trained(taught):
     cnn = {"model": {"kind": "cnn", "layers": [4]}, "seeds": [0, 7]}
-    for teacher, said in (("", r"no checkpoint at .*seed_7"), ("/seed_0", "is of one seed")):
+    for teacher, said in (("", "has no seed 7"), ("/seed_0", "is of one seed")):
         with pytest.raises((ValueError, FileNotFoundError), match=said):
             exercise_1_1.main(taught | cnn | {"teacher": taught["teacher"] + teacher})
         assert not Path(taught["run_dir"]).exists()

@@ -59,7 +59,7 @@ def test_an_offline_wandb_run_reads_back_with_the_same_values(digits_config):
 @pytest.mark.parametrize(
     ("outside", "asked", "mode"),
     [("disabled", "auto", "disabled"), ("offline", "auto", "offline"), ("", "auto", "auto")]
-    + [("disabled", "offline", "offline"), ("dryrun", "auto", "auto")],
+    + [("disabled", "offline", "offline"), ("dryrun", "auto", "offline"), ("?", "auto", "auto")],
 )
 def test_what_wandbs_own_variable_says_holds_where_the_config_leaves_it_open(
     digits_config, monkeypatch, outside, asked, mode
