@@ -40,8 +40,8 @@ def not_finite(loss):
 
 
 def uses_bfloat16(config, device):
-    """ "auto" takes it on GPUs that have instructions for it, from NVIDIA's Ampere on: older ones
-    emulate it, slower than float32."""
+    """Whether a training computes in bfloat16: with "auto" on GPUs that have instructions for it,
+    NVIDIA's from Ampere on, since older ones emulate it, slower than float32."""
     native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return {"auto": native, "bfloat16": True, "float32": False}[config["precision"]]
 

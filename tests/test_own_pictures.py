@@ -150,6 +150,15 @@ def test_a_data_folder_that_is_named_is_taken_even_where_it_is_the_usual_one(tmp
         exercise_2_3.main(parse_config(*own, [*args, flag, "data", "--run_dir", "others"]))
 
 
+def test_own_pictures_that_are_gone_are_missed_by_the_name_that_they_were_trained_under(tmp_path):
+    trained_on(tmp_path / "own")
+    (tmp_path / "own").rename(tmp_path / "elsewhere")
+    drawn = exercise_2_3.config | {"checkpoint": "trained", "run_dir": "maps"}
+    with pytest.raises(FileNotFoundError, match=r"no folder .*own/train; --data_dir names"):
+        exercise_2_3.main(drawn)
+    assert not Path("maps").exists()
+
+
 def test_uneven_classes_are_said_with_what_a_constant_answer_would_reach(tmp_path, capsys):
     counts = {"train/cat": 10, "train/dog": 90, "test/cat": 1, "test/dog": 1}
     train, _, _ = load_datasets(write_pictures(tmp_path / "own", counts))

@@ -19,7 +19,7 @@ from dataset import batches, load_datasets
 from evaluate import evaluate
 from models import build_model
 from optimisation import Schedule, make_optimizer, schedule_factor
-from steps import check_finite
+from steps import check_finite, uses_bfloat16
 from training import plain_step, train
 
 
@@ -138,6 +138,16 @@ def test_a_training_takes_the_learning_rates_of_torchs_schedulers(
     assert [row["train/lr"] for row in history] == pytest.approx(
         expected[steps - 1 :: steps], rel=1e-6
     )
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_that_only_emulates_bfloat16_trains_in_float32_unless_told(monkeypatch, native):
+    def supported(including_emulation=True):
+        return native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    for precision, expected in (("auto", native), ("bfloat16", True), ("float32", False)):
+        assert uses_bfloat16({"precision": precision}, torch.device("cuda")) == expected
 
 
 def test_one_cycle_and_cosine_are_those_of_torch():
