@@ -123,7 +123,8 @@ def draw_confusion(confusion, classes, run_dir):
     """plots/confusion.png: `confusion` (K, K) counts, rows true, coloured by the row's shares."""
     total = int(confusion.sum())
     shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
-    side = 2.6 + 0.42 * min(len(classes), MOST_NAMED)
+    named = len(classes) <= MOST_NAMED
+    side = 2.6 + 0.42 * (len(classes) if named else 25)
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
@@ -136,7 +137,7 @@ def draw_confusion(confusion, classes, run_dir):
                     axis.text(
                         predicted, true, count, ha="center", va="center", color=colour, size=7
                     )
-    if len(classes) <= MOST_NAMED:
+    if named:
         plain = {"parse_math": False}  # a name with dollars is a name
         names = list(map(fitting(classes).get, classes))
         axis.set_xticks(range(len(classes)), names, rotation=45, ha="right", **plain)

@@ -1,23 +1,19 @@
-"""Shared fixtures: small configs, run folders, folders of pictures, and the real data."""
+"""Shared fixtures: small configs, run folders, folders of pictures, and the real data.
+
+The lab and torch are imported where they are used: the process that deals out the tests needs none.
+"""
 
 import os
 import signal
 from pathlib import Path
 
-import blank
 import numpy as np
 import pytest
-import torch
-from matplotlib.figure import Figure
 from PIL import Image
-
-import exercise_1_1
-import exercise_1_3
 
 DATA = Path(__file__).parents[1] / "data"
 
-torch.set_num_threads(1)  # two workers share the cores
-os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started here, too
+os.environ["OMP_NUM_THREADS"] = "1"  # two workers share the cores; for what they start, too
 # in a job of the background Ctrl-C is ignored, and so it would be in every process started here
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -39,6 +35,9 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _figures_are_drawn_where_a_test_looks_at_them(request, monkeypatch):
+    import blank
+    from matplotlib.figure import Figure
+
     if "figures" not in request.keywords:
         monkeypatch.setattr(Figure, "savefig", blank.savefig)
 
@@ -46,6 +45,8 @@ def _figures_are_drawn_where_a_test_looks_at_them(request, monkeypatch):
 @pytest.fixture
 def digits_config(tmp_path):
     """Exercise 1.1 on digits, one epoch, no W&B."""
+    import exercise_1_1
+
     return exercise_1_1.config | {
         "dataset": "digits",
         "epochs": 1,
@@ -59,6 +60,8 @@ def digits_config(tmp_path):
 @pytest.fixture
 def everything_config(digits_config):
     """A small CNN with all that draws or counts: BatchNorm, dropout, augmentation, a schedule."""
+    import exercise_1_3
+
     return digits_config | {
         "model": exercise_1_3.config["model"] | {"layers": [8, 8], "dropout": 0.3},
         "epochs": 4,
@@ -94,6 +97,8 @@ def picture_folder(tmp_path):
 @pytest.fixture
 def random_images():
     """A small ImageDataset of noise, one whose size no batch divides."""
+    import torch
+
     from dataset import ImageDataset
 
     generator = torch.Generator().manual_seed(0)

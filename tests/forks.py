@@ -208,6 +208,20 @@ def write_in_place(count, marker):
     checkpoint._write = write
 
 
+def gone_after(epochs):
+    """A hook: the process is gone, at once, when so many epochs have been logged."""
+    from tracking import Tracker
+
+    log = Tracker.log
+
+    def gone(tracker, metrics, step):
+        log(tracker, metrics, step)
+        if step == epochs:
+            os._exit(9)
+
+    Tracker.log = gone
+
+
 def meet_before_the_rename(folder, count):
     """A hook: `count` processes name their run folders at the same moment."""
     rename = Path.rename

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import re
-import subprocess
 import sys
 import urllib.error
 from pathlib import Path
@@ -444,11 +443,8 @@ def test_help_says_what_stands_beside_a_key_and_which_names_it_takes(capsys, mon
     assert "{constant,cosine,one_cycle}" in shown
 
 
-def test_the_script_itself_exits_with_code_2(tmp_path):
-    script = str(DATA.parent / "exercise_1_1.py")
-    command = [sys.executable, script, "--dataset", "digits", "--epochs", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 2
-    said = "error: epochs must be a whole number from 1 to 1,000,000,000, got 0"
-    assert done.stderr.strip() == said
-    assert not list(tmp_path.iterdir())
+def test_the_script_itself_exits_with_code_2(forks):
+    child = forks.start("exercise_1_1.py", "--dataset", "digits", "--epochs", 0)
+    assert child.wait() == 2
+    assert child.err == "error: epochs must be a whole number from 1 to 1,000,000,000, got 0\n"
+    assert {path.absolute() for path in Path().iterdir()} == set(child.outputs)

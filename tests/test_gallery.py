@@ -402,6 +402,7 @@ SCROLL = """async () => {
 }"""
 
 
+@pytest.mark.slow
 def test_3925_pictures_open_within_a_second_and_answer_within_a_tenth(visit, tmp_path):
     rows = make_rows(3925)
     page = visit(rows)

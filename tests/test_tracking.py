@@ -16,7 +16,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from conftest import DATA
 from tensorboard import program
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -108,27 +107,6 @@ def test_rows_that_a_full_disk_kept_from_tensorboard_come_with_the_resumed_run(
     assert scalars(folder) == expected_scalars(folder)
 
 
-KILLED = """
-import os, sys, exercise_1_1, tracking
-from dataset import load_datasets
-from models import build_model
-from training import train
-
-log = tracking.Tracker.log
-
-def killed_after_five(self, metrics, step):
-    log(self, metrics, step)
-    if step == 5:
-        os._exit(9)
-
-tracking.Tracker.log = killed_after_five
-config = exercise_1_1.config | {"dataset": "digits", "epochs": 6, "checkpoint_every": 3}
-config |= {"lr": 1e-3, "device": "cpu", "wandb_mode": "disabled", "run_dir": sys.argv[1]}
-train_set, val_set, _ = load_datasets(config)
-train(build_model(config), train_set, val_set, config)
-"""
-
-
 def ask(url, **query):
     with urllib.request.urlopen(f"{url}?{urllib.parse.urlencode(query)}", timeout=10) as answer:
         return json.load(answer)
@@ -144,11 +122,14 @@ def served_scalars(url):
     }
 
 
-def test_tensorboard_serves_every_point_of_a_killed_and_twice_resumed_run_once(digits_config):
+def test_tensorboard_serves_every_point_of_a_killed_and_twice_resumed_run_once(
+    digits_config, forks
+):
     folder = Path(digits_config["run_dir"])
-    command = [sys.executable, "-c", KILLED, str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(DATA.parent)}
-    assert subprocess.run(command, env=environment, timeout=100, check=False).returncode == 9
+    flags = ["--dataset", "digits", "--epochs", 6, "--checkpoint_every", 3, "--device", "cpu"]
+    flags += ["--wandb_mode", "disabled", "--run_dir", folder]
+    child = forks.start("exercise_1_1.py", *flags, hook=["forks", "gone_after", 5])
+    assert child.wait() == 9
     assert len(rows_of(folder)) == 5
     again = digits_config | {"resume": str(folder), "checkpoint_every": 3}
     run(again | {"epochs": 7})

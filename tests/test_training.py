@@ -273,7 +273,7 @@ def compiled_once(tmp_path_factory):
         yield
 
 
-SKIPS = {"kind": "skip_mlp", "layers": [64, 16, 8, 10], "dropout": 0.5}
+SKIPS = {"kind": "skip_mlp", "layers": [64, 16, 10], "dropout": 0.5}
 
 
 @pytest.mark.parametrize(
