@@ -106,11 +106,28 @@ def ask_tyro(kind, **settings):
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, use_underscores=True, **settings)
+            return tyro.cli(
+                kind,
+                prog=" ".join(program()),
+                description=purpose(),
+                use_underscores=True,
+                **settings,
+            )
     except SystemExit as stop:
         if stop.code in (0, None):  # --help
             raise
         raise ValueError(_in_plain_words(_first_paragraph(complaint.getvalue()))) from None
+
+
+def program():
+    """The words that started this program, as it is told: its script, or python -m and a module."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # of python -m
+    return ["python", "-m", module.name] if module else [Path(sys.argv[0]).name]
+
+
+def purpose():
+    """What the program that was started says of itself: its docstring's first paragraph."""
+    return (sys.modules["__main__"].__doc__ or "").partition("\n\n")[0].strip()
 
 
 def _first_paragraph(box):

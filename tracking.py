@@ -20,6 +20,7 @@ from dataset import data_sha256
 from distributed import first_only, rank, world
 from events import EventFile, last_step
 from files import write_json, write_whole
+from flags import program
 from outcome import leave_behind
 from summaries import chart_layout, config_text, hparams_start
 from wandb_sink import WandbSink
@@ -83,10 +84,8 @@ def only_writer(folder):
 
 def describe_process(device):
     """Command, commit, versions, device and threads of this process."""
-    module = getattr(sys.modules["__main__"], "__spec__", None)  # of python -m
-    program = ["python", "-m", module.name] if module else [Path(sys.argv[0]).name]
     return {
-        "command": shlex.join([*program, *sys.argv[1:]]),
+        "command": shlex.join([*program(), *sys.argv[1:]]),
         "commit": git_commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -14,12 +14,12 @@ import time
 from dataclasses import dataclass
 
 import torch
-import tyro
 
 import exercise_2_3
 from benchmarks.report import Output, print_table, run_contender, write_results
 from cam import activate
 from dataset import load_datasets
+from exits import read_flags
 from models import build_model
 
 CONFIG = exercise_2_3.config
@@ -106,4 +106,4 @@ def main(flags):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags))
+    main(read_flags(Flags))

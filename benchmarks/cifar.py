@@ -16,7 +16,6 @@ from itertools import islice
 from statistics import fmean, stdev
 
 import torch
-import tyro
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
@@ -25,6 +24,7 @@ from benchmarks.report import Output, print_table, run_contender, spread, write_
 from dataset import batches, load_datasets
 from devices import freed_memory_kept
 from evaluate import evaluate
+from exits import read_flags
 from models import CNN, build_model
 from optimisation import Schedule, make_optimizer
 from steps import plain_step, train_epoch
@@ -142,4 +142,4 @@ def main(flags):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags))
+    main(read_flags(Flags))

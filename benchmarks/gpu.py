@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-import tyro
 from torch.nn import functional as F
 
 import exercise_1_1
@@ -26,6 +25,7 @@ from benchmarks.report import Output, print_table, seconds_an_epoch, write_resul
 from compiled import make_step
 from config import complete_config
 from dataset import batches, load_datasets
+from exits import read_flags
 from models import build_model
 from optimisation import make_optimizer
 from seeds import train_seeds
@@ -166,4 +166,4 @@ def main(flags):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags))
+    main(read_flags(Flags))

@@ -19,11 +19,11 @@ import time
 from dataclasses import dataclass
 
 import torch
-import tyro
 from torch.nn import functional as F
 
 import exercise_1_1
 from benchmarks.report import Output, print_table, run_contender, spread, write_results
+from exits import read_flags
 
 BATCH_SIZE, LR, CONFIG = 64, 1e-4, exercise_1_1.config | {"device": "cpu", "val_fraction": 5 / 60}
 
@@ -222,4 +222,4 @@ def main(flags):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags))
+    main(read_flags(Flags))

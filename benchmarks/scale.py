@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
 
 import dataset
 import exercise_1_1
 from benchmarks.report import Output, print_table, run_contender, write_results
 from dataset import batches, load_datasets
+from exits import read_flags
 from models import build_model
 from optimisation import Schedule, make_optimizer
 from steps import plain_step, train_epoch
@@ -134,4 +134,4 @@ def main(flags):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags))
+    main(read_flags(Flags))

@@ -12,10 +12,8 @@ import time
 from dataclasses import dataclass
 from statistics import median
 
-import tyro
-
 from benchmarks.report import Output, print_table, spread, write_results
-from exits import exit_cleanly
+from exits import exit_cleanly, read_flags
 
 CHILD = """
 import json, sys, time
@@ -74,4 +72,4 @@ def main(flags):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags))
+    main(read_flags(Flags))

@@ -27,12 +27,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 
 from checks import data_shape
 from config import defaults
 from devices import choose_device
-from exits import exit_cleanly
+from exits import exit_cleanly, read_flags
 from files import write_json, write_whole
 from rules import CONFIG, list_of, whole
 from steps import threads_restored
@@ -60,7 +59,7 @@ OWN = ("dataset", "depths", "width", "epochs", "batch_size", "lr", "images")
 
 @dataclass
 class Flags:
-    """What is left out is the network's own, in NETWORKS."""
+    # what is left out is the network's own, in NETWORKS
 
     network: Literal["mlp", "cnn", "stall"] = "mlp"
     dataset: Literal["mnist", "cifar10", "digits"] | None = None
@@ -179,4 +178,4 @@ def main(flags):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags))
+    main(read_flags(Flags))

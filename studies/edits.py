@@ -29,6 +29,18 @@ def fill_smoothly(pixels, masks):
     return torch.where(masks[:, None], filled, pixels)
 
 
+def fill_with_pixels(pixels, masks, generator):
+    """`pixels` with what the masks cover replaced by pixels drawn at random from around it: its
+    colours, but nothing smooth. Of a picture that is covered
+    whole they are drawn from all of it."""
+    weights = (~masks).flatten(1).float()
+    weights[weights.sum(1) == 0] = 1.0
+    drawn = torch.multinomial(weights, weights.shape[1], replacement=True, generator=generator)
+    flat = pixels.flatten(2)
+    noise = flat.gather(2, drawn[:, None].expand_as(flat)).view_as(pixels)
+    return torch.where(masks[:, None], noise, pixels)
+
+
 def cut_along(pixels, masks, empty, levels=40):
     """The part of every mask that differs by more than `levels` of 255, in one channel at least,
     from `empty`, what was grown in from around it: the object without most of its background."""

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import torch
 
 from studies import edits, measures
@@ -72,21 +73,32 @@ def colours(subject, parachutes, generator):
     }
 
 
-def randomise(subject, dataset, generator, count=100):
-    """Rank correlation of the maps with the trained, as layers lose their weights, last first."""
+def randomise(subject, dataset, generator, count=50, draws=10):
+    """Rank correlation of the maps with the trained, as layers lose their weights, last first:
+    {layer: {"signed", "absolute"}}, means over the images with intervals over the draws of weights.
+    "another image" is the control: the trained maps with those of other images."""
     rows = torch.randperm(len(dataset), generator=generator)[:count]
     pixels = dataset.images[rows].float()
     trained, classes = subject.explain(pixels)
-    found = {}
-    fresh = Subject(copy.deepcopy(subject.model), subject.dataset)
-    layers = [("classifier", fresh.model.classifier)]
-    layers += reversed([(f"layer {k}", one) for k, one in enumerate(fresh.model.layers, 1)])
-    for number, (name, layer) in enumerate(layers):
+    layers = ["classifier", *(f"layer {k}" for k in range(len(subject.model.layers), 0, -1))]
+    correlations = {name: [] for name in [*layers, "another image"]}
+    for draw in range(draws):
+        fresh = Subject(copy.deepcopy(subject.model), subject.dataset)
+        parts = [fresh.model.classifier, *reversed(fresh.model.layers)]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(number)
-            for module in layer.modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
-        maps, _ = fresh.explain(pixels, classes)
-        found[name] = mean_with_interval(measures.rank_correlation(trained, maps))
-    return found
+            torch.manual_seed(draw)
+            for name, part in zip(layers, parts, strict=True):
+                for module in part.modules():
+                    if hasattr(module, "reset_parameters"):
+                        module.reset_parameters()
+                maps, _ = fresh.explain(pixels, classes)
+                correlations[name].append(measures.rank_correlation(trained, maps))
+        others = trained.roll(draw + 1, 0)
+        correlations["another image"].append(measures.rank_correlation(trained, others))
+    return {
+        name: {
+            "signed": mean_with_interval([np.nanmean(one) for one in found]),
+            "absolute": mean_with_interval([np.nanmean(abs(one)) for one in found]),
+        }
+        for name, found in correlations.items()
+    }

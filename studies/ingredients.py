@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 
 import exercise_1_1
 import exercise_1_3
 from config import defaults, merge
 from devices import choose_device, freed_memory_kept
 from evaluate import Mirrored
-from exits import exit_cleanly
+from exits import exit_cleanly, read_flags
 from files import write_json
 from models import build_model, count_parameters
 from rules import SEED, list_of, whole
@@ -69,7 +68,7 @@ EXERCISES = {"cnn": exercise_1_3, "mlp": exercise_1_1}
 
 @dataclass
 class Flags:
-    """What is left out is the network's own, in NETWORKS."""
+    # what is left out is the network's own, in NETWORKS
 
     network: Literal["cnn", "mlp"] = "cnn"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -176,4 +175,4 @@ def main(flags):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags))
+    main(read_flags(Flags))

@@ -17,7 +17,7 @@ import tyro
 from devices import choose_device
 from evaluate import Flags as Judged
 from evaluate import Mirrored, evaluate, load_judged
-from exits import exit_cleanly
+from exits import exit_cleanly, read_flags
 from files import write_json
 from studies.experiments import RESULTS, find_finished
 from tracking import describe_process
@@ -55,4 +55,4 @@ def main(flags):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags))
+    main(read_flags(Flags))

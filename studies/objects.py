@@ -7,6 +7,7 @@ from studies import edits, measures
 from studies.measures import grouped_rate, mean_with_interval, rate_with_interval
 from studies.subject import by_class
 
+AROUND = 0.1  # of the picture at least must lie around an object that is taken out of it
 ROOM = 0.1  # of the object at most is covered by what counts as beside it
 SIX = (1936, 1526, 1527, 3535, 3536, 3537)  # test images: a French horn, two churches, parachutes
 
@@ -36,10 +37,14 @@ def locate(subject, boxed):
 
 
 def edit(subject, boxed, generator):
-    """How often the right class is kept when something in the picture changes, per class, and what
-    `swap` finds of whole boxes and of objects that are cut out of them."""
+    """What the network says when something in a picture changes, of pictures that it has right and
+    whose box leaves something around it: (how often the right class is kept, per class; how often
+    pictures of other classes are called a class without their object, the control of that; what
+    `swap` finds of whole boxes and of objects that are cut out of them)."""
+    classes = subject.dataset.classes
     right = subject.predict(boxed.pixels).argmax(1) == boxed.labels
-    boxed = boxed[right.nonzero()[:, 0].tolist()]
+    around = 1 - boxed.masks.float().mean((1, 2)) >= AROUND
+    boxed = boxed[(right & around).nonzero()[:, 0].tolist()]
     pixels, masks, side = boxed.pixels, boxed.masks, boxed.pixels.shape[-1]
     mean = torch.tensor(subject.dataset.mean) * 255
     empty = edits.fill_smoothly(pixels, masks)
@@ -53,6 +58,7 @@ def edit(subject, boxed, generator):
     every = torch.arange(len(masks))
     changed = {
         "object removed": (every, empty),
+        "object removed, noise": (every, edits.fill_with_pixels(pixels, masks, generator)),
         "object removed, room beside it": (room, empty[room]),
         "as large a part beside it removed": (
             room,
@@ -62,34 +68,41 @@ def edit(subject, boxed, generator):
         "object cut out alone": (every, edits.alone(pixels, cut, mean)),
         "box moved": (every, torch.stack(moved)),
     }
-    kept = {}
+    kept, taken = {}, {}
     for name, (rows, edited) in changed.items():
         labels = boxed.labels[rows]
-        same = (subject.predict(edited).argmax(1) == labels).tolist()
-        kept[name] = by_class(same, labels, subject.dataset.classes, rate_with_interval)
+        called = subject.predict(edited).argmax(1)
+        kept[name] = by_class((called == labels).tolist(), labels, classes, rate_with_interval)
+        if name in ("object removed", "object removed, noise"):
+            others = [called[labels != own] == own for own in range(len(classes))]
+            rates = map(rate_with_interval, others)
+            taken[name] = dict(zip(classes, rates, strict=True))
     shares = (cut.sum((1, 2)) / masks.sum((1, 2))).tolist()
     swapped = {
-        "cut_share": by_class(shares, boxed.labels, subject.dataset.classes, mean_with_interval),
+        "cut_share": by_class(shares, boxed.labels, classes, mean_with_interval),
         "boxes": swap(subject, boxed, masks, empty, generator),
         "cut out": swap(subject, boxed, cut, empty, generator),
     }
-    return kept, swapped
+    return kept, taken, swapped
 
 
 def move_randomly(mask, generator):
-    """A mask as large elsewhere, of 50 places the one that covers least of the object; it goes on
-    at the opposite edge."""
-    tries = torch.randint(0, len(mask), (50, 2), generator=generator).tolist()
-    rolled = [torch.roll(mask, (rows, columns), (0, 1)) for rows, columns in tries]
+    """A mask as large elsewhere, of 50 places the one that covers least of the object."""
+    rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+    spans = [(int(lines[0]), len(mask) - int(lines[-1])) for lines in (rows, columns)]
+    tries = [torch.randint(-before, after, (50,), generator=generator) for before, after in spans]
+    rolled = [torch.roll(mask, (y, x), (0, 1)) for y, x in torch.stack(tries, 1).tolist()]
     return min(rolled, key=lambda other: int((other & mask).sum()))
 
 
 def swap(subject, boxed, masks, empty, generator):
     """What `masks` show on the emptied pictures of other classes: {"pairs": {object class:
     {background class: how many of so many are called one or the other}}}, and per class how often
-    it is named as the object, "as_object", and as the background, "as_background".
+    it is named as the object, "as_object", as the background, "as_background", and where it is
+    neither, "as_neither", the control of both.
 
-    A picture takes part several times, so that these intervals are over pictures, not over pairs.
+    A picture takes part several times, so that these intervals are over pictures, not over pairs:
+    those of the objects, for "as_background" and "as_neither" those of the backgrounds.
     """
     classes, labels = subject.dataset.classes, boxed.labels
     table, seen = {}, []
@@ -108,13 +121,13 @@ def swap(subject, boxed, masks, empty, generator):
             table[name][classes[other]] = row | {"count": len(objects)}
             seen += zip(objects.tolist(), drawn.tolist(), called.tolist(), strict=True)
     own, ground, called = torch.tensor(seen).T if seen else torch.zeros(3, 0, dtype=torch.long)
-    found = {"pairs": table}
-    for key, pictures in (("as_object", own), ("as_background", ground)):
-        hits = called == labels[pictures]
-        found[key] = {}
-        for label, name in enumerate(classes):
-            rows = labels[pictures] == label
-            found[key][name] = grouped_rate(hits[rows], pictures[rows])
+    found = {"pairs": table, "as_object": {}, "as_background": {}, "as_neither": {}}
+    for label, name in enumerate(classes):
+        of_object, of_ground, hits = labels[own] == label, labels[ground] == label, called == label
+        neither = ~of_object & ~of_ground
+        found["as_object"][name] = grouped_rate(hits[of_object], own[of_object])
+        found["as_background"][name] = grouped_rate(hits[of_ground], ground[of_ground])
+        found["as_neither"][name] = grouped_rate(hits[neither], ground[neither])
     return found
 
 

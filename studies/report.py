@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
-import tyro
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy import stats
 
-from exits import exit_cleanly
+from exits import exit_cleanly, read_flags
 from files import write_whole
 from studies.experiments import RESULTS, add, load_experiments
 from studies.report_figures import draw_figures, drawable
@@ -286,4 +285,4 @@ def main(flags):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags))
+    main(read_flags(Flags))

@@ -15,7 +15,7 @@ import tyro
 from playwright.sync_api import sync_playwright
 from tensorboard import program
 
-from exits import exit_cleanly
+from exits import exit_cleanly, read_flags
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -60,4 +60,4 @@ def main(flags):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags))
+    main(read_flags(Flags))

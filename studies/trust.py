@@ -12,14 +12,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from boxes import FILE, load_boxes
 from cam import activate
 from checkpoint import find_checkpoint, load_trained
 from config import defaults
 from dataset import LOADERS, ImageDataset, make_generator, shrink, split_positions
-from exits import exit_cleanly
+from exits import exit_cleanly, read_flags
 from files import write_json
 from gallery import draw_gallery
 from studies.evidence import colours, delete, focus, randomise
@@ -63,9 +61,9 @@ def run_study(subject, train_set, boxes, seed):
     seen = load_boxed(train_set, boxes["train"])
     study = {"classes": test_set.classes}
     for name, boxed in (("unseen", unseen), ("seen", seen)):
-        kept, swapped = edit(subject, boxed, generator)
+        kept, taken, swapped = edit(subject, boxed, generator)
         study[name] = {"images": len(boxed.labels), "where": locate(subject, boxed)}
-        study[name] |= {"kept": kept, "swapped": swapped}
+        study[name] |= {"kept": kept, "taken": taken, "swapped": swapped}
         print(f"maps and edits of {len(boxed.labels)} {name} boxed images", flush=True)
     of_parachute = unseen.labels == test_set.classes.index("parachute")
     study["colours"] = colours(subject, unseen.pixels[of_parachute], generator)
@@ -119,4 +117,4 @@ def main(flags):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags))
+    main(read_flags(Flags))

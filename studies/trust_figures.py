@@ -17,6 +17,15 @@ ORDERS = {  # colour, line, label
     "centre": (VAL, ":", "from the centre"),
 }
 
+DRAWN = (
+    "object removed",
+    "object removed, noise",
+    "object removed, room beside it",
+    "as large a part beside it removed",
+    "box alone",
+    "object cut out alone",
+)
+
 
 def draw_study(study, folder):
     """outside.png, kept.png, colours.png, curves.png and mosaics.png in `folder`."""
@@ -61,14 +70,23 @@ def draw_outside(study, folder):
 
 
 def draw_kept(study, folder):
-    kept, names = study["unseen"]["kept"], ["all", *study["classes"]]
+    """The control, where there is one, is how often pictures of other classes are called this."""
+    kept, taken = study["unseen"]["kept"], study["unseen"]["taken"]
+    names = ["all", *study["classes"]]
     figure, axes = plt.subplots(2, 3, figsize=(9.5, 7), layout="constrained")
-    for place, (axis, (change, summaries)) in enumerate(zip(axes.flat, kept.items(), strict=True)):
+    for place, (axis, change) in enumerate(zip(axes.flat, DRAWN, strict=True)):
+        summaries = kept[change]
         bars(axis, [summaries[name] for name in names], 0, 0.6, color=TRAIN)
+        if change in taken:
+            control = [taken[change][name]["mean"] for name in study["classes"]]
+            axis.plot(control, range(1, len(names)), "|", color=VAL, markersize=12,
+                      markeredgewidth=2, label="others that are then called this")  # fmt: skip
         axis.set_title(f"{change}\n({summaries['all']['count']} pictures)", fontsize=9)
         label_classes(axis, names if place % 3 == 0 else [""] * len(names))
     for axis in axes[1]:
         axis.set_xlabel("right answer kept", fontsize=9)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=9)
     save_figure(figure, folder / "kept.png")
 
 

@@ -26,6 +26,8 @@ def table_of(study):
         where_table(study, "seen"),
         kept_table(study, "unseen"),
         kept_table(study, "seen"),
+        taken_table(study, "unseen"),
+        taken_table(study, "seen"),
         swap_table(study, "unseen"),
         swap_table(study, "seen"),
         sky_table(study),
@@ -86,18 +88,26 @@ def kept_table(study, name):
     return f"{title}\n{columns(('class', *kept), rows)}"
 
 
+def taken_table(study, name):
+    taken = study[name]["taken"]
+    rows = [(one, *(percent(taken[change][one]) for change in taken)) for one in study["classes"]]
+    title = f"How often the {name} images of all other classes are called a class"
+    return f"{title}\n{columns(('class', *taken), rows)}"
+
+
 def swap_table(study, name):
-    """How often what is pasted on the emptied backgrounds of other classes is named, and how often
-    they are: pasted are whole boxes, then what is cut out of them."""
+    """How often what is pasted on the emptied backgrounds of other classes is named, how often
+    they are, and how often a class is where neither is of it: pasted are whole boxes, then what is
+    cut out of them."""
     swapped = study[name]["swapped"]
     rows = []
     for one in study["classes"]:
         summaries = [swapped[what][key][one] for what in ("boxes", "cut out")
-                     for key in ("as_object", "as_background")]  # fmt: skip
+                     for key in ("as_object", "as_background", "as_neither")]  # fmt: skip
         share = percent(swapped["cut_share"][one])
-        rows.append((one, *map(percent, summaries[:2]), share, *map(percent, summaries[2:])))
-    header = ("class", "box named", "background named", "of the box is cut out", "that named",
-              "background named")  # fmt: skip
+        rows.append((one, *map(percent, summaries[:3]), share, *map(percent, summaries[3:])))
+    header = ("class", "box named", "background named", "named as neither",
+              "of the box is cut out", "that named", "background named", "as neither")  # fmt: skip
     title = f"Boxes, and what is cut out of them, on emptied backgrounds of others, {name} images"
     return f"{title}\n{columns(header, rows)}"
 
@@ -154,46 +164,58 @@ def mosaic_table(study):
 
 def randomised_table(study):
     rows = [
-        (f"fresh down to {name}", number(summary)) for name, summary in study["randomised"].items()
+        (
+            "the trained, of another image" if name == "another image" else f"fresh down to {name}",
+            *(number(found[key]) for key in ("signed", "absolute")),
+        )
+        for name, found in study["randomised"].items()
     ]
-    header = ("network", "rank correlation with the trained map")
+    header = ("network", "rank correlation with the trained map", "its size, sign left out")
     return f"Do the maps depend on what was learned?\n{columns(header, rows)}"
 
 
 def answers(study):
     """{question: answer} of what README asks of several networks, each as text."""
     at = study["classes"].index("parachute")
-    skies, found = study["colours"]["skies"], study["3536"]
-    kept, where, swapped = (study["unseen"][key] for key in ("kept", "where", "swapped"))
-    removed, cut = kept["object removed"], swapped["cut out"]
-    grounds = cut["as_background"]
-    other = max(grounds.keys() - {"parachute"}, key=lambda name: grounds[name]["mean"])
+    skies = study["colours"]["skies"]
+    kept, taken, where, swapped = (
+        study["unseen"][key] for key in ("kept", "taken", "where", "swapped")
+    )
+    smooth, noise, cut = "object removed", "object removed, noise", swapped["cut out"]
     row = next(row for row in study["six"] if row["index"] == 3536)
-    tenth = found["object_share"].index(0.1)
+
+    def beside(change, name):
+        return f"{percent(kept[change][name])}, {percent(taken[change][name])}"
 
     def areas(kind):
         orders = [study["curves"][kind][order] for order in ("map", "centre", "random")]
         return ", ".join(f"{order['area']['mean']:.2f}" for order in orders)
 
+    def on_grounds(name):
+        return f"{percent(cut['as_background'][name])}, {percent(cut['as_neither'][name])}"
+
     return {
-        "parachutes still named, painted over": percent(removed["parachute"]),
-        "other objects where parachutes stood, called parachutes": percent(grounds["parachute"]),
-        "the same of another class, that whose place overrules most": (
-            f"{percent(grounds[other])}, {other}"
+        "parachutes still named with noise in their place, others then called parachutes": beside(
+            noise, "parachute"
         ),
+        "the same, painted over smoothly": beside(smooth, "parachute"),
+        "other objects called parachutes: where one stood, elsewhere": on_grounds("parachute"),
         "parachutes where other classes stood, still named": percent(cut["as_object"]["parachute"]),
         "P(parachute) of plain sky blue, grey, orange, green, noisy sky blue": ", ".join(
             f"{skies[name][at]:.2f}" for name in PLAIN
         ),
         "image 3536: P(church), P(parachute)": f"{row['church']:.2f}, {row['parachute']:.2f}",
-        "its P(parachute), a tenth of the picture: cut out, enlarged": (
-            f"{found['cut_out'][tenth]:.2f}, {found['enlarged'][tenth]:.2f}"
+        "right answers of all classes kept: noise for the object, painted over": ", ".join(
+            percent(kept[change]["all"]) for change in (noise, smooth)
         ),
-        "right answers of all classes kept without the object": percent(removed["all"]),
         "with the box alone": percent(kept["box alone"]["all"]),
         "with the object cut out alone": percent(kept["object cut out alone"]["all"]),
-        "spaniels still named without the dog": percent(removed["English springer"]),
-        "chain saws still named without the saw": percent(removed["chain saw"]),
+        "spaniels still named with noise for the dog, others then called spaniels": beside(
+            noise, "English springer"
+        ),
+        "chain saws still named with noise for the saw, others then called saws": beside(
+            noise, "chain saw"
+        ),
         "mean P as pixels go: the map's order, from the middle, random": areas("deletion"),
         "mean P as pixels come": areas("insertion"),
         "hottest points in a box: the map's, the middle": ", ".join(

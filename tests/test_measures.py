@@ -109,11 +109,16 @@ def test_who_sees_the_background_alone_keeps_the_answer_without_object_and_follo
 ):
     dataset, move, steps = painted_dataset(), edits.move, []
     monkeypatch.setattr(edits, "move", lambda *given: steps.append(given[3:]) or move(*given))
-    kept, swapped = edit(Subject(Painted(), dataset), painted_boxes(dataset), generator())
+    kept, taken, swapped = edit(Subject(Painted(), dataset), painted_boxes(dataset), generator())
     assert len(set(steps)) > 20 and max(max(step) for step in steps) <= SIZE // 4
-    for change in ("object removed", "as large a part beside it removed", "box moved"):
+    removed = ("object removed", "object removed, noise")
+    for change in (*removed, "as large a part beside it removed", "box moved"):
         assert kept[change]["all"]["mean"] == 1
         assert kept[change]["all"]["count"] == 30
+    assert [taken[change][name]["mean"] for change in removed for name in dataset.classes] == [
+        0
+    ] * 6
+    assert all(one["count"] == 20 for change in removed for one in taken[change].values())
     assert kept["object removed"]["all"]["low"] < 1  # 30 images do not prove all
     for found in (swapped["boxes"], swapped["cut out"]):
         rows = [row for others in found["pairs"].values() for row in others.values()]
@@ -121,6 +126,50 @@ def test_who_sees_the_background_alone_keeps_the_answer_without_object_and_follo
         assert all(row == {"object": 0, "background": 10, "count": 10} for row in rows)
         assert all(one["mean"] == 0 for one in found["as_object"].values())
         assert all(one["mean"] == 1 for one in found["as_background"].values())
+        assert all(one["mean"] == 0 for one in found["as_neither"].values())
+
+
+class FilledIsBlue(Painted):
+    """Blue is also what has no black middle."""
+
+    def features(self, images):
+        filled = images[:, :, SIZE // 2, SIZE // 2].sum(1) > 0.3
+        blue = torch.tensor([0.0, 0.0, 9.0]) * filled[:, None]
+        return super().features(images) + blue[:, :, None, None]
+
+
+def test_a_network_that_takes_what_was_filled_for_a_class_is_told_by_its_control():
+    dataset = painted_dataset()
+    kept, taken, swapped = edit(
+        Subject(FilledIsBlue(), dataset), painted_boxes(dataset), generator()
+    )
+    assert kept["object removed"]["blue"]["mean"] == 1
+    assert taken["object removed"]["blue"]["mean"] == 1  # as often: so it says nothing of blue
+    assert taken["object removed"]["red"]["mean"] == 0
+    assert swapped["cut out"]["as_neither"]["blue"]["mean"] == 0  # the black square is back
+
+
+def test_noise_in_the_place_of_an_object_has_the_colours_around_it_and_is_not_smooth():
+    pixels = torch.zeros(2, 3, SIZE, SIZE)
+    pixels[:, 0, :, ::2] = 200.0  # red and green stripes
+    pixels[:, 1, :, 1::2] = 100.0
+    mask = box_mask(BOX, SIZE, SIZE).expand(2, -1, -1).clone()
+    pixels[0][:, mask[0]] = 255.0
+    mask[1] = True  # nothing is left to draw from
+    filled = edits.fill_with_pixels(pixels, mask, generator())
+    inside = filled[0][:, mask[0]].T.unique(dim=0)
+    assert inside.tolist() == [[0, 100, 0], [200, 0, 0]]
+    assert torch.equal(filled[0][:, ~mask[0]], pixels[0][:, ~mask[0]])
+    assert 0.4 < (filled[0, 0][mask[0]] > 0).float().mean() < 0.6
+    assert filled[1].unique().tolist() == [0, 100, 200]
+
+
+def test_a_box_that_covers_the_picture_is_not_taken_out_of_it():
+    boxed = painted_boxes(painted_dataset())
+    boxed.masks = boxed.masks.clone()
+    boxed.masks[:6] = True
+    kept, *_ = edit(Subject(Painted(), painted_dataset()), boxed, generator())
+    assert kept["object removed"]["all"]["count"] == kept["box alone"]["all"]["count"] == 24
 
 
 def test_who_sees_the_object_alone_loses_the_answer_with_it_and_resists_a_swap():
@@ -131,7 +180,7 @@ def test_who_sees_the_object_alone_loses_the_answer_with_it_and_resists_a_swap()
         images[number] = 90
         images[number][:, mask] = PAINT[label].to(torch.uint8)[:, None]
     dataset = ImageDataset(images, dataset.labels, dataset.classes, [0.0] * 3, [1.0] * 3)
-    kept, swapped = edit(Subject(Painted(), dataset), painted_boxes(dataset), generator())
+    kept, _, swapped = edit(Subject(Painted(), dataset), painted_boxes(dataset), generator())
     assert kept["object removed"]["all"]["mean"] < 0.5  # what is left is grey: a guess
     assert kept["box alone"]["all"]["mean"] == kept["object cut out alone"]["all"]["mean"] == 1
     for found in (swapped["boxes"], swapped["cut out"]):
@@ -146,7 +195,7 @@ def test_a_sky_inside_the_box_is_pasted_with_it_and_not_with_what_is_cut_out():
     images = PAINT[dataset.labels][:, :, None, None].expand(-1, -1, SIZE, SIZE).clone()
     images[:, :, inner] = 0  # the object; around it, in the box, is background
     boxed = painted_boxes(replace(dataset, images=images.to(torch.uint8)))
-    _, swapped = edit(Subject(PaintedWithin(), dataset), boxed, generator())
+    *_, swapped = edit(Subject(PaintedWithin(), dataset), boxed, generator())
     share = inner.sum() / box_mask(BOX, SIZE, SIZE).sum()
     assert swapped["cut_share"]["all"]["mean"] == pytest.approx(float(share))
     assert all(one["mean"] == 1 for one in swapped["boxes"]["as_object"].values())
@@ -158,7 +207,7 @@ def test_what_has_no_room_beside_it_is_not_asked_what_lies_beside():
     boxed = painted_boxes(dataset)
     large = torch.tensor([[0.0, 0.0, 1.0, 0.8]])
     boxed.masks = torch.stack([box_mask(large if k < 12 else BOX, SIZE, SIZE) for k in range(30)])
-    kept, _ = edit(Subject(Painted(), dataset), boxed, generator())
+    kept, *_ = edit(Subject(Painted(), dataset), boxed, generator())
     for name in ("object removed, room beside it", "as large a part beside it removed"):
         assert kept[name]["all"]["count"] == 18
 
@@ -250,10 +299,12 @@ def test_unlearned_layers_change_the_map_of_a_network():
     labels = torch.zeros(20, dtype=torch.int64)
     dataset = ImageDataset(images, labels, ["a", "b", "c"], [0.5] * 3, [0.2] * 3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    found = randomise(Subject(model, dataset), dataset, generator(), count=20)
-    assert list(found) == ["classifier", "layer 2", "layer 1"]
-    assert all(abs(summary["mean"]) < 0.9 for summary in found.values())
-    assert len({summary["mean"] for summary in found.values()}) == 3  # each of them changes it
+    found = randomise(Subject(model, dataset), dataset, generator(), count=20, draws=4)
+    assert list(found) == ["classifier", "layer 2", "layer 1", "another image"]
+    for summary in found.values():
+        assert abs(summary["signed"]["mean"]) <= summary["absolute"]["mean"] < 0.9
+        assert summary["signed"]["count"] == 4
+    assert len({summary["signed"]["mean"] for summary in found.values()}) == 4
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     maps = torch.randn(4, 8, 8)
     assert measures.rank_correlation(maps, maps) == pytest.approx([1.0] * 4)
