@@ -11,32 +11,36 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from images import PICTURES, list_images
+
 FILE = "imagenette_boxes.csv"
-PICTURES = "imagenette2-160"
 
 
 def load_boxes(data_dir, split, resize="squash"):
-    """{index of the image in the sorted split "train" or "val": boxes (n, 4)}.
+    """{place of the picture in the sorted split "train" or "val": boxes (n, 4)}.
 
-    They are those of the square pictures that `resize` makes; what a crop leaves out has none.
-    Empty where data_dir holds no imagenette_boxes.csv. Raises ValueError where it is not one.
+    They are those of the square pictures that `resize` makes; what a crop leaves out has none, nor
+    has a picture that is not there. Empty where data_dir holds no imagenette_boxes.csv. Raises
+    ValueError where it is not one.
     """
     path = Path(data_dir) / FILE
     if not path.is_file():
         return {}
+    folder = path.parent / PICTURES / split
+    places = {file: place for place, file in enumerate(list_images(folder)[0])}
     boxes = {}
     try:
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
-                if row["split"] == split:
+                picture = folder / row["path"]
+                if row["split"] == split and picture in places:
                     sides = torch.tensor([float(row["width"]), float(row["height"])])
                     corners = torch.tensor([float(row[key]) for key in ("x0", "y0", "x1", "y1")])
                     box = corners.view(2, 2) / sides
-                    picture = path.parent / PICTURES / split / row["path"]
                     box = box if resize == "squash" else box_in_square(box, picture, resize)
                     box = box.clamp(0, 1)
                     if (box[0] < box[1]).all():
-                        boxes.setdefault(int(row["index"]), []).append(box.flatten())
+                        boxes.setdefault(places[picture], []).append(box.flatten())
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or of another form: {error!r}") from None
     return {index: torch.stack(found) for index, found in boxes.items()}

@@ -63,8 +63,12 @@ def fingerprint(paths, settings=()):
     """A word that changes with the name, size or time of any file, or with how pixels are made."""
     digest = hashlib.sha256(json.dumps([CACHE_FORMAT, *settings]).encode())
     for path in paths:
-        status = path.stat()
-        line = f"{path.parent.name}/{path.name} {status.st_size} {status.st_mtime_ns}\n"
+        try:
+            status = path.stat()
+            seen = f"{status.st_size} {status.st_mtime_ns}"
+        except OSError:  # a link to nothing: who reads it says so
+            seen = "not there"
+        line = f"{path.parent.name}/{path.name} {seen}\n"
         digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()[:12]
 
@@ -101,15 +105,16 @@ def _sample(cache, count, config):
 
 def _build(paths, cache, split, config):
     """Decode `paths` into `cache`; returns its notes. Killed and started again, it goes on."""
-    needed, free = len(paths) * _image_bytes(config), shutil.disk_usage(cache.parent).free
+    partial, progress = cache.with_suffix(".partial"), cache.with_suffix(".progress.json")
+    state = _progress_so_far(partial, progress, config)
+    missing = len(paths) - state["next"]
+    needed, free = missing * _image_bytes(config), shutil.disk_usage(cache.parent).free
     if needed > free:
         raise ValueError(
-            f"{split}: {len(paths)} pictures of image_size {config['image_size']} take "
+            f"{split}: {missing} pictures of image_size {config['image_size']} take "
             f"{needed / 2**20:,.0f} MiB in {cache.parent}, where {free / 2**20:,.0f} MiB are free: "
             f"make room, or lower --image_size"
         )
-    partial, progress = cache.with_suffix(".partial"), cache.with_suffix(".progress.json")
-    state = _progress_so_far(partial, progress, config)
     try:
         with partial.open("r+b" if state["next"] else "wb") as file:
             file.truncate(_count(state) * _image_bytes(config))
@@ -218,28 +223,37 @@ def read_image(path, config):
     try:
         with Image.open(path) as image:
             return _to_array(ImageOps.exif_transpose(image), config)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a picture that can be read ({error})") from None
     except MemoryError:
         raise ValueError(
             f"{path} does not fit in the memory with image_size {config['image_size']}: lower "
             f"--image_size"
         ) from None
+    except Exception as error:  # a decoder may raise whatever a damaged file makes it raise
+        raise ValueError(f"{path} is not a picture that can be read ({error})") from None
 
 
 def _to_array(image, config):
     size = (config["image_size"],) * 2
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
     if image.mode in ("F", "I"):
         raise ValueError("its grey has no known range: save it with 8 or 16 bits")
     if image.mode.startswith("I;16"):  # 16 bits of grey: the upper eight
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
     image = image.convert("RGB")
     if image.size != size:
-        shape = {"squash": Image.Image.resize, "crop": ImageOps.fit, "pad": ImageOps.pad}
+        shape = {"squash": Image.Image.resize, "crop": ImageOps.fit, "pad": _pad}
         image = shape[config["resize"]](image, size, Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def _pad(image, size, method):
+    """The whole picture in the middle of a black square, at least one pixel high and wide."""
+    scale = size[0] / max(image.size)
+    inner = [max(1, round(length * scale)) for length in image.size]
+    square = Image.new(image.mode, size)
+    square.paste(image.resize(inner, method), [round((size[0] - length) / 2) for length in inner])
+    return square
 
 
 def remembered_statistics(paths, images, config, check=lambda paths: None):
@@ -254,7 +268,7 @@ def remembered_statistics(paths, images, config, check=lambda paths: None):
     except (OSError, ValueError, TypeError):
         check(paths)
     statistics = channel_statistics(images)
-    if os.access(config["data_dir"], os.W_OK):
+    with contextlib.suppress(OSError):  # not ours to write, or full: computed anew next time
         notes.parent.mkdir(exist_ok=True)
         write_json(notes, statistics)
     return statistics

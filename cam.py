@@ -162,9 +162,7 @@ def cam(model: CNN | ResNet18, dataset: ImageDataset, config: dict) -> list[dict
     indices = choose_images(dataset, config)
     contrast = find_contrast(config["cam"]["contrast"], dataset.classes)
     activation = activate(model, dataset, indices, contrast=contrast)
-    # boxes are known by the image's place, which pictures that were skipped would shift
-    boxed = dataset.name == "imagenette" and config["on_bad_image"] == "error"
-    boxes = load_boxes(config["data_dir"], "val", config["resize"]) if boxed else {}
+    boxes = find_boxes(dataset, config)
     paths: list[str] = []
     drawn_of_class: dict[int, int] = {}
     for index in indices:
@@ -173,6 +171,12 @@ def cam(model: CNN | ResNet18, dataset: ImageDataset, config: dict) -> list[dict
         paths.append(f"{folder_name(dataset.classes[label])}/sample_{number}_idx_{index}")
     folder = Path(config["run_dir"]) / "cam"
     return draw_gallery(folder, dataset, indices, activation, paths, boxes, config["cam"]["grid"])
+
+
+def find_boxes(dataset, config):
+    """The boxes of the test images, by their place, which pictures that are skipped would shift."""
+    boxed = dataset.name == "imagenette" and config["on_bad_image"] == "error"
+    return load_boxes(config["data_dir"], "val", config["resize"]) if boxed else {}
 
 
 def check_maps(model, source, shape):
@@ -208,7 +212,8 @@ def find_contrast(names, classes):
 def choose_images(dataset, config):
     """Indices: the named ones, or config["cam"]["per_class"] of every class, drawn by the seed.
 
-    0 takes all. Raises ValueError where an index or a class of the contrast is not there.
+    0 takes all. Raises ValueError where an index or a class of the contrast is not there, or where
+    the file of the boxes is damaged.
     """
     if "cam" not in config:
         raise ValueError(
@@ -216,6 +221,7 @@ def choose_images(dataset, config):
             '"contrast": "none", "grid": False}, say'
         )
     find_contrast(config["cam"]["contrast"], dataset.classes)
+    find_boxes(dataset, config)
     named, per_class = config["cam"]["indices"], config["cam"]["per_class"]
     for index in named:
         if not 0 <= index < len(dataset):
@@ -257,11 +263,14 @@ def read_photos(paths, config, data):
         pixels.append(deskew(photo[None])[0] if config.get("deskew") else photo)
         kept.append(file)
     if not kept:
-        named = ", ".join(map(str, paths)) or "no file: name some after the flags"
-        raise ValueError(f"no picture that can be read in {named}")
+        named = f"no picture that can be read in {', '.join(map(str, paths))}"
+        raise ValueError(named if paths else "name pictures, or folders of them, after the flags")
     unlabelled = torch.full((len(kept),), -1)
     columns = {key: data[key] for key in ("classes", "mean", "std")}
     return ImageDataset(torch.stack(pixels), unlabelled, **columns, name="photos"), kept
+
+
+TOLD = 20  # answers that are printed, too
 
 
 @dataclass
@@ -287,13 +296,19 @@ def main(flags):
     check_maps(model, path, state["data"]["shape"])
     model.to(choose_device(flags.device))
     photos, files = read_photos(flags.photos, state["config"], state["data"])
-    out = Path(flags.out)
+    out = Path(flags.out).expanduser()
     if flags.out == "auto":
         out = Path("runs") / "cam" / datetime.now().strftime("%Y%m%d-%H%M%S")
+    if out.is_dir() and any(out.iterdir()) and not (out / "maps.npy").is_file():
+        raise ValueError(f"--out {out} holds other files than maps: name a new folder")
     contrast = find_contrast(flags.contrast, photos.classes)
     indices = list(range(len(files)))
     activation = activate(model, photos, indices, contrast=contrast)
     paths = [f"{number:04}_{folder_name(file.stem)}" for number, file in enumerate(files)]
+    for file, shares in zip(files[:TOLD], activation.logits.softmax(1), strict=False):
+        print(f"{file}: {photos.classes[shares.argmax()]} {shares.max():.2f}")
+    if len(files) > TOLD:
+        print(f"... and {len(files) - TOLD} more")
     try:
         draw_gallery(out, photos, indices, activation, paths, grid=flags.grid)
     except OSError as error:

@@ -208,7 +208,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
     Raises ValueError for a folder of several seeds or runs, FileNotFoundError where nothing is.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}; name a run folder or its best.pt")
     if seeds := sorted(path.glob("seed_*")):

@@ -28,8 +28,8 @@ def check_config(config):
     """Return `config`, its folders spelled out where they begin with ~/; raise ValueError or
     FileNotFoundError naming key, value and way out."""
     check_values(config)
-    for key in ("data_dir", "run_dir", "teacher"):
-        if config[key].startswith("~/"):
+    for key in ("data_dir", "run_dir", "resume", "checkpoint", "teacher"):
+        if config.get(key, "").startswith("~/"):
             config = config | {key: str(Path(config[key]).expanduser())}
     if len(set(config["seeds"])) < len(config["seeds"]):
         raise ValueError(f"seeds must differ from one another, got {shown(config['seeds'])}")
@@ -46,6 +46,11 @@ def check_config(config):
         raise ValueError(
             f"warmup_epochs {config['warmup_epochs']:g}: schedule 'one_cycle' climbs by itself; "
             f"leave it 0, or take --schedule cosine"
+        )
+    if config["warmup_epochs"] >= config["epochs"] and not resumed:
+        raise ValueError(
+            f"warmup_epochs {config['warmup_epochs']:g} of {config['epochs']} epochs: the learning "
+            f"rate would never be reached: lower --warmup_epochs, or raise --epochs"
         )
     if config["hold_out_boxed"] and config["on_bad_image"] == "skip":
         raise ValueError(
@@ -126,9 +131,14 @@ def fit_model(config, known=None):
             fixed = {"image_size": size, "in_channels": channels, "num_classes": num_classes}
             model = fixed | model
         return model
-    if len(model["layers"]) < 2 + (model["kind"] == "skip_mlp"):
-        raise ValueError(f"model.layers is too short for a {model['kind']}: {model['layers']}")
     shape, num_classes = known or data_shape(config)
+    if len(model["layers"]) < 2 + (model["kind"] == "skip_mlp"):
+        hidden = model["layers"][-1:] or [64]
+        fitting = " ".join(map(str, [math.prod(shape), *hidden, num_classes]))
+        raise ValueError(
+            f"model.layers {model['layers']} is too short for a {model['kind']}: it runs from the "
+            f"values of an image to the classes, like --model.layers {fitting}"
+        )
     usual = [math.prod(entry[0]) for entry in DATASETS.values() if entry]
     for position, needed, others, what in (
         (0, math.prod(shape), usual, f"the {' x '.join(map(str, shape))} values of an image"),
@@ -180,7 +190,7 @@ def _check_crop_size(config):
     if not side // 2 <= size <= side:
         raise ValueError(
             f"crop_size must be from {side // 2} to {side}, half of the image to all of it, got "
-            f"{size}"
+            f"{size}: --crop_size 0 takes that of the image"
         )
 
 

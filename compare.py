@@ -61,12 +61,13 @@ def read_run(folder):
 
 def compared(runs, width=80):
     """The table as text: a row a run, in the order given; wider than `width`, a block a run."""
-    keys = differing([run["config"] for run in runs])
+    configs = [with_one_seed(run["config"]) for run in runs]
+    keys = differing(configs)
     header = ["run", "validation", "epoch", "test", "seconds", *keys]
     names = shortened([run["name"] for run in runs])
     table = [header]
-    for name, run in zip(names, runs, strict=True):
-        flat = flatten(run["config"])
+    for name, run, config in zip(names, runs, configs, strict=True):
+        flat = flatten(config)
         table.append([name, *reached(run), *(shown(flat.get(key, "-")) for key in keys)])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     if sum(widths) + 2 * len(widths) - 2 <= width:
@@ -81,12 +82,19 @@ def compared(runs, width=80):
     )
 
 
+def with_one_seed(config):
+    """`config` with one key for what a run was drawn by: its seed, or the list of its seeds."""
+    drawn = config.get("seeds") or config.get("seed")
+    return {key: value for key, value in config.items() if key != "seeds"} | {"seed": drawn}
+
+
 def as_block(header, row, width):
     """The run, what it reached, and below that its keys, wrapped where the line ends."""
     name, val, epoch, test, seconds, *values = row
     named = zip(header[5:], values, strict=True)
     pairs = [f"{key} {value}" for key, value in named if value != "-"]
-    text = f"validation {val} (epoch {epoch}), test {test}, {seconds} s"
+    best = f" (epoch {epoch})" if epoch != "-" else ""
+    text = f"validation {val}{best}, test {test}, {seconds} s"
     indent = {"initial_indent": "  ", "subsequent_indent": "  ", "break_on_hyphens": False}
     return [name, *textwrap.wrap(text, width, **indent)] + textwrap.wrap(
         ", ".join(pairs), width, **indent

@@ -229,10 +229,16 @@ def adam_update(parameter, gradient, average, square, scalars, group, kind):
 def load_or_compile(model, group, states, scalars, images, labels, config):
     """The compiled step, as a function of a list of tensors, from the cache where it is there."""
     path = CACHE / f"step-{cache_key(model, group, images, config)}.pt2"
-    if not path.is_file():
-        print("compiling the training step, once: about 15 s", file=sys.stderr, flush=True)
-        step = traceable_step(model, group, config)
-        compile_ahead(step, (*states, scalars, images, labels), path)
+    if path.is_file():
+        with contextlib.suppress(RuntimeError):  # one that is damaged is compiled anew
+            return load(path)
+    print("compiling the training step, once: about 15 s", file=sys.stderr, flush=True)
+    step = traceable_step(model, group, config)
+    compile_ahead(step, (*states, scalars, images, labels), path)
+    return load(path)
+
+
+def load(path):
     return torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1).boxed_run
 
 

@@ -5,6 +5,7 @@ Imports nothing heavy.
 
 import copy
 import json
+import os
 import sys
 import time
 from datetime import datetime
@@ -152,6 +153,11 @@ def parse_config(config, presets=None, args=None):
         resume, preset = find_flag(args, "--resume"), find_flag(args, "--preset")
         explains = find_flag(args, "--checkpoint") not in (None, "none")
         if resume not in (None, "none"):
+            elsewhere = find_flag(args, "--run_dir")
+            if elsewhere and Path(elsewhere).resolve() != Path(resume).resolve():
+                raise ValueError(
+                    f"--run_dir {elsewhere}: a run goes on where it is, in {resume}: leave it out"
+                )
             started = merge({}, read_run_config(resume))
             model = started.get("model", base.get("model"))  # whole: its defaults are not ours
             base = merge(base, started) | {"model": model, "resume": resume}
@@ -166,6 +172,8 @@ def parse_config(config, presets=None, args=None):
         if explains and find_flag(args, "--data_dir"):  # "data" is a choice, too, where it is named
             parsed["data_dir"] = str(Path(parsed["data_dir"]).absolute())
         return parsed
+    except BrokenPipeError:
+        end_unread()
     except (ValueError, OSError) as error:
         refuse(error)
 
@@ -210,6 +218,12 @@ def with_kind(config, kind):
     return config | {"model": {"kind": kind} | kept}
 
 
+def end_unread():
+    """End the process with exit code 141 where whoever read along, `head` say, has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor does the end print
+    raise SystemExit(141) from None
+
+
 def refuse(error):
     """Say on stderr, in one line, what the user can mend, and end the process with exit code 2.
 
@@ -225,7 +239,7 @@ def refuse(error):
 
 def read_run_config(folder):
     """The config that the run in `folder` was started with."""
-    path = Path(folder) / "config.json"
+    path = Path(folder).expanduser() / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"--resume {folder}: no run there (config.json is missing); give the folder that a run "

@@ -10,6 +10,7 @@ python evaluate.py runs/exercise_1_3/... --mirror             # every image and 
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -128,10 +129,12 @@ def load_judged(flags):
     chosen = dict(state["config"])
     for key in ("dataset", "data_dir"):
         chosen[key] = getattr(flags, key) or chosen[key]
+    chosen["data_dir"] = str(Path(chosen["data_dir"]).expanduser())
     if chosen["dataset"] != state["config"]["dataset"]:
         chosen["hold_out_boxed"] = False  # of another there are no boxes
     train_set, val_set, test_set = load_as_trained(chosen, state["data"], path)
-    if not (flags.dataset or flags.data_dir):
+    own = chosen["dataset"] == state["config"]["dataset"] == "image_folder"
+    if own and not flags.data_dir:  # published data do not change
         check_same_data(state, path, train_set, "name what to judge by --data_dir")
     return model, {"train": train_set, "val": val_set, "test": test_set}[flags.split]
 

@@ -19,7 +19,7 @@ class EventFile:
     given, of those before it. Raises OSError where it cannot be written."""
 
     def __init__(self, folder, purge_step=None):
-        seconds, fraction = divmod(time.time_ns(), 10**9)  # files are read in the order of names
+        seconds, fraction = divmod(next_stamp(Path(folder)), 10**9)
         name = f"events.out.tfevents.{seconds:010d}.{fraction:09d}.{socket.gethostname()}"
         self.file = (Path(folder) / f"{name}.{os.getpid()}").open("wb", buffering=0)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -46,6 +46,14 @@ class EventFile:
 
     def close(self):
         self.file.close()
+
+
+def next_stamp(folder):
+    """Nanoseconds for the name of a new file: now, or where the clock was set back meanwhile, after
+    those that are there. Files are read in the order of their names."""
+    names = [path.name.split(".") for path in folder.glob("events.out.tfevents.*.*.*")]
+    earlier = [10**9 * int(n[3]) + int(n[4]) for n in names if n[3].isdigit() and n[4].isdigit()]
+    return max([time.time_ns(), *(stamp + 1 for stamp in earlier)])
 
 
 def last_step(folder):

@@ -1,12 +1,11 @@
 """How a script that is run by its name ends: one line for what went wrong, and an exit code."""
 
 import functools
-import os
 import sys
 
 from checks import only_draws
 from commands import resume_command
-from config import refuse
+from config import end_unread, refuse
 from distributed import first_only, leave, wait, world
 from flags import ask_tyro
 from interruption import Stopped
@@ -23,9 +22,8 @@ def exit_cleanly(main):
                 stream.reconfigure(errors="backslashreplace")
         try:
             return main(config)
-        except BrokenPipeError:  # whoever read along, `head` say, has gone
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor does the end print
-            raise SystemExit(141) from None
+        except BrokenPipeError:
+            end_unread()
         except (ValueError, OSError) as error:
             refuse(error)
         except RuntimeError as error:

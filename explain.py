@@ -44,6 +44,6 @@ def load_explained(config):
     config = trained | {k: config[k] for k in EXPLAINED - {"data_dir"} if k in config}
     model.to(choose_device(config["device"]))
     sets = load_as_trained(config, state["data"], path)
-    if not elsewhere:
+    if own and not elsewhere:  # published data do not change
         check_same_data(state, path, sets[0], "name what to explain by --data_dir")
     return model, config, sets, state["epoch"]

@@ -16,9 +16,9 @@ from rules import CAM, CONFIG, KIND, MODEL, OPTIONAL, OTHER_NAMES
 
 # what tyro says -> what a user needs to know
 PLAIN = [
-    (r"Missing from (\S+): STR (.*) \(required\)", r"\1: name \2"),
-    (r"Missing from (\S+): (--\S+) \S+ (.*) \(required\)", r"\1: \2 is missing: \3"),
-    (r"Unrecognized options: (.*)", r"unknown flag \1; --help lists all"),
+    (r"Missing from ([^:]+): STR (.*) \(required\)", r"\1: name \2"),
+    (r"Missing from ([^:]+): (--\S+) \S+ (.*) \(required\)", r"\1: \2 is missing: \3"),
+    (r"Unrecognized options: ([^\s,]+).*", r"unknown flag \1; --help lists all"),
     (r"Error parsing (\S+): invalid literal for int\(\) .*: (.*)", r"\1 \2: not a whole number"),
     (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 \2: not a number"),
     (

@@ -67,8 +67,8 @@ def write_pages(folder, rows, activation, classes):
     write_json(folder / "manifest.json", {"worst_completeness_error": worst, "images": rows})
     write_gallery(folder, rows, "Class activation maps", classes)
     print(
-        f"{len(rows)} maps in {folder}, index.html shows them; worst |mean + bias - logit| "
-        f"{worst:.1e} of an image's largest logit"
+        f"{len(rows)} map{'s' * (len(rows) > 1)}, which sum up to their logits but for {worst:.1e} "
+        f"of an image's largest: {folder / 'index.html'}"
     )
 
 

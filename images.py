@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from boxes import PICTURES
 from cache import channel_statistics, read_cached, remembered_statistics
 
+PICTURES = "imagenette2-160"  # the folder of Imagenette, as torchvision unpacks it
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 MNIST_FILES = {
     split: [f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"]

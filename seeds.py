@@ -18,6 +18,7 @@ from statistics import fmean
 import torch
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.modules.dropout import _DropoutNd
 
 from checkpoint import CheckpointWriter, save_checkpoint
 from checks import memory_bytes
@@ -93,9 +94,13 @@ def stacked_step(stack, optimizer, config, teachers):
 
 def can_stack(config):
     """Whether `train_seeds` takes this config: that of an MLP without dropout, whose masks would
-    depend on which seeds are trained together."""
-    model = config["model"]
-    return model["kind"] in ("mlp", "skip_mlp") and not model.get("dropout", 0)
+    depend on which seeds are trained together, and without what keeps statistics."""
+    if config["model"]["kind"] not in ("mlp", "skip_mlp"):
+        return False
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(config)
+    draws = any(isinstance(module, _DropoutNd) for module in model.modules())
+    return not draws and not any(True for _ in model.buffers())
 
 
 def fit_together(configs):
@@ -203,7 +208,8 @@ def train_stack(configs, shows=True):
             metrics["train/lr"] = optimizer.param_groups[0]["lr"]
             for position, member in enumerate(members):  # before any is saved: all stopped there
                 member.model.load_state_dict(stack.weights_of(position))
-                check_finite(losses[:, position], member.model, epoch, schedule)
+                whose = f" of seed {member.config['seed']}"
+                check_finite(losses[:, position], member.model, epoch, schedule, whose)
             for position, (member, state) in enumerate(zip(members, states(), strict=True)):
                 own = {k: v[position] if isinstance(v, list) else v for k, v in metrics.items()}
                 member.end_epoch(own, state)

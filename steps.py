@@ -103,16 +103,17 @@ def train_epoch(step, batches, schedule, sizes=None):
     return losses, metrics | {"train/images_per_second": count / (time.perf_counter() - start)}
 
 
-def check_finite(losses, model, epoch, schedule):
-    """Raise ValueError where a loss of the epoch's steps, or a weight after it, is not finite."""
+def check_finite(losses, model, epoch, schedule, of=""):
+    """Raise ValueError where a loss of the epoch's steps, or a weight after it, is not finite; `of`
+    says whose, where several are trained."""
     good = losses.isfinite()
     if good.all() and all(parameter.isfinite().all() for parameter in model.parameters()):
         return
     number = int((~good).nonzero()[0, 0]) if not good.all() else len(losses) - 1
     lr = schedule.lr_of(schedule.taken - len(losses) + number)
-    what = f"the loss is {losses[number].item()} in epoch {epoch}, step {number + 1}"
+    what = f"the loss{of} is {losses[number].item()} in epoch {epoch}, step {number + 1}"
     if good.all():
-        what = f"weights are no longer finite after epoch {epoch}"
+        what = f"weights{of} are no longer finite after epoch {epoch}"
     raise ValueError(
         f"{what}, at learning rate {lr:g}: lower --lr"
         + ("; the checkpoints of the epochs before are whole" if epoch > 1 else "")

@@ -130,13 +130,10 @@ def known_sha256(state, source):
 @first_only
 def check_same_data(state, source, train_set, way_out="start a new run"):
     """Raise ValueError where the network of the checkpoint `state` was trained on other pictures
-    than those of `train_set`: some of those that it held out may be among these. The published
-    data sets do not change."""
-    if train_set.name != "image_folder":
-        return
+    than those of `train_set`: some of those that it held out may be among these."""
     if known_sha256(state, source) not in (None, data_sha256(train_set)):
         raise ValueError(
-            f"the training pictures of {source} are not those that it was started with (their "
+            f"the training images of {source} are not those that it was started with (their "
             f"data_sha256 is another): bring those back, or {way_out}"
         )
 
@@ -187,8 +184,10 @@ class Tracker:
     """log(metrics, step) to TensorBoard, W&B and metrics.csv under the same `split/metric` names.
 
     `history` holds the rows of the epochs that a resumed run keeps; later ones are dropped from
-    every sink, so that no point is there twice. What cannot be written, on a full disk say, is
-    tried again after the next epoch: none of this ends a run, whose history is in the checkpoint.
+    TensorBoard and metrics.csv, so that no point is there twice. W&B takes nothing back: epochs
+    that were lost with a checkpoint are there as they were and as they are trained again. What
+    cannot be written, on a full disk say, is tried again after the next epoch: none of this ends a
+    run, whose history is in the checkpoint.
     `norms(epoch)` are more scalars, for TensorBoard and W&B alone. Without `wandb` W&B is left to
     the end of the run. Of several processes rank 0 alone writes.
     """

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -201,7 +202,7 @@ def check_last_batch(model, train_set, config):
     processes, where the share of one does."""
     batch_size = config["batch_size"]
     last = (len(train_set) % batch_size or batch_size) // world()
-    if last > 1 or not convolves(model):
+    if last > 1:
         return
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -212,8 +213,8 @@ def check_last_batch(model, train_set, config):
         part = "batch" if world() == 1 else "share"
         raise ValueError(
             f"batch_size {batch_size} leaves a {part} of one of the {len(train_set)} training "
-            f"images, and its maps of one cell have no deviation for BatchNorm: choose another "
-            f"--batch_size, or fewer layers"
+            f"images, of which BatchNorm sees one value, without a deviation: choose another "
+            f"--batch_size, or for maps of more than one cell fewer layers"
         ) from None
 
 
@@ -260,6 +261,9 @@ def restore(parts, config, train_set):
         if "capturable" in group:  # as this device needs it, not that of the checkpoint
             group["capturable"] = next(parts["model"].parameters()).is_cuda
     first_only(mend_best)(config["resume"], state["history"])
-    config["compile"] = state["config"]["compile"]  # the bits of the run depend on it
+    begun = state["config"]["compile"]  # the bits of the run depend on it
+    if config["compile"] not in ("auto", begun) and rank() == 0:
+        print(f"compile stays {begun}, as the run began", file=sys.stderr)
+    config["compile"] = begun
     rates = [row["train/images_per_second"] for row in state["history"]]
     return {"seconds": sum(len(train_set) / rate for rate in rates)} | state

@@ -113,7 +113,8 @@ def predictions_table(wandb, dataset, rows, maps):
 
 def last_id(folder):
     """The id of the W&B run that was logged in a run folder last, or None."""
-    names = sorted(path.name for path in (folder / "wandb").glob("*run-*-*"))
+    names = [path.name for path in (folder / "wandb").glob("*run-*-*")]
+    names.sort(key=lambda name: name.removeprefix("offline-"))  # then comes the time
     return names[-1].rpartition("-")[2] if names else None
 
 

@@ -293,6 +293,13 @@ def few(images, test_images):
     dataset.LOADERS = {name: take(load) for name, load in dataset.LOADERS.items()}
 
 
+def nobody_reads():
+    """A hook: whoever read the output has gone."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.dup2(writing, 1)
+
+
 def without_wandb():
     """A hook: whoever imports wandb is refused."""
     assert "wandb" not in sys.modules

@@ -20,12 +20,22 @@ def write(folder, *rows):
     (folder / FILE).write_text("\n".join([HEAD, *rows]) + "\n")
 
 
+def draw(folder, split, names, size=(20, 10)):
+    """Black pictures c/<name>.png of a split."""
+    where = folder / PICTURES / split / "c"
+    where.mkdir(parents=True)
+    for name in names:
+        Image.new("RGB", size).save(where / f"{name}.png")
+    return where
+
+
 def test_boxes_are_shares_of_the_picture_grouped_by_image(tmp_path):
+    draw(tmp_path, "val", "abcd")
     write(
         tmp_path,
-        "val,3,a,200,100,50,10,100,60",
-        "val,3,a,200,100,0,0,200,100",
-        "train,3,b,10,10,0,0,5,5",
+        "val,3,c/d.png,200,100,50,10,100,60",
+        "val,3,c/d.png,200,100,0,0,200,100",
+        "train,3,c/a.png,10,10,0,0,5,5",
     )
     boxes = load_boxes(tmp_path, "val")
     assert boxes.keys() == {3}
@@ -33,24 +43,38 @@ def test_boxes_are_shares_of_the_picture_grouped_by_image(tmp_path):
     assert load_boxes(tmp_path / "nowhere", "val") == {}
 
 
+def test_boxes_stay_with_their_pictures_when_another_is_taken_away(tmp_path):
+    folder = draw(tmp_path, "val", "abcd")
+    write(tmp_path, *(f"val,{k},c/{name}.png,10,10,0,0,{k},5" for k, name in ((1, "b"), (3, "d"))))
+    (folder / "a.png").unlink()
+    boxes = load_boxes(tmp_path, "val")
+    assert {place: round(float(found[0, 2]), 3) for place, found in boxes.items()} == {
+        0: 0.1,
+        2: 0.3,
+    }
+    (folder / "b.png").unlink()
+    assert load_boxes(tmp_path, "val").keys() == {1}
+
+
 @pytest.mark.parametrize("size", [(200, 100), (100, 200), (60, 60)])  # the last is squashed
 def test_boxes_follow_a_crop_and_a_border_of_the_picture_as_it_lies_there(tmp_path, size):
-    write(tmp_path, "val,3,a.png,200,100,50,10,150,60", "val,4,a.png,200,100,0,0,20,10")
+    rows = ("val,0,c/a.png,200,100,50,10,150,60", "val,1,c/b.png,200,100,0,0,20,10")
+    write(tmp_path, *rows)
     picture = Image.new("L", size)
     width, height = size
     picture.paste(255, (width // 4, height // 10, 3 * width // 4, 3 * height // 5))
-    file = tmp_path / PICTURES / "val" / "a.png"
-    file.parent.mkdir(parents=True)
+    file = draw(tmp_path, "val", "ab", size) / "a.png"
     picture.save(file)
     for resize in ("squash", "crop", "pad"):
         boxes = load_boxes(tmp_path, "val", resize)
         seen = read_image(file, {"image_size": 40, "resize": resize})[0] > 127
-        assert torch.equal(torch.from_numpy(seen), box_mask(boxes[3], 40, 40)), resize
-        assert (4 in boxes) == (resize != "crop" or size == (60, 60))  # else the crop leaves it out
+        assert torch.equal(torch.from_numpy(seen), box_mask(boxes[0], 40, 40)), resize
+        assert (1 in boxes) == (resize != "crop" or size == (60, 60))  # else the crop leaves it out
 
 
 def test_a_damaged_file_is_named(tmp_path):
-    write(tmp_path, "val,3,a,200,many,50,10,100,60")
+    draw(tmp_path, "val", "a")
+    write(tmp_path, "val,0,c/a.png,200,many,50,10,100,60")
     with pytest.raises(ValueError, match=FILE):
         load_boxes(tmp_path, "val")
 
@@ -82,7 +106,9 @@ def test_500_images_are_boxed_and_the_six_of_the_reference_among_them():
 
 
 def test_boxed_training_images_can_be_held_out(tmp_path, monkeypatch):
-    write(tmp_path, *(f"train,{index},a,10,10,0,0,5,5" for index in range(0, 40, 4)))
+    draw(tmp_path, "train", range(10, 50))
+    rows = (f"train,{place},c/{place + 10}.png,10,10,0,0,5,5" for place in range(0, 40, 4))
+    write(tmp_path, *rows)
     images = torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1).expand(-1, 3, 8, 8)
     split = images, torch.arange(40) % 2
     loaded = {"train": split, "test": split}, ["a", "b"], [0.5] * 3, [0.2] * 3
@@ -104,9 +130,8 @@ def test_boxed_training_images_can_be_held_out(tmp_path, monkeypatch):
 def test_a_map_has_the_box_of_its_picture_as_cropped_unless_skipped_ones_may_have_shifted_it(
     tmp_path, resize, on_bad_image, area
 ):
-    write(tmp_path, "val,1,a.png,20,10,5,0,10,10")
-    (tmp_path / PICTURES / "val").mkdir(parents=True)
-    Image.new("RGB", (20, 10)).save(tmp_path / PICTURES / "val" / "a.png")
+    write(tmp_path, "val,1,c/b.png,20,10,5,0,10,10")
+    draw(tmp_path, "val", "ab")
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     test_set = dataset.ImageDataset(
         images, torch.arange(2), ["a", "b"], [0.5] * 3, [0.2] * 3, "imagenette"

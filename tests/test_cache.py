@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DATA
-from PIL import Image
+from PIL import Image, ImageOps
 
 import cache
 import exercise_1_1
@@ -290,3 +290,65 @@ def test_file_names_of_every_kind_are_read(picture_folder):
     for name in ("ü 😀.png", 'quote".png', "<b>.png", "x" * 250 + ".png", "UPPER.PNG"):
         (folder / "test" / "cat" / name).write_bytes(source.read_bytes())
     assert len(test_images_of(folder)) == 15
+
+
+def test_whatever_a_decoder_raises_is_a_picture_that_cannot_be_read(picture_folder, monkeypatch):
+    folder = picture_folder()
+    bad, transpose = folder / "train" / "dog" / "1.png", cache.ImageOps.exif_transpose
+
+    def damaged_exif(image):
+        if Path(image.filename) == bad:
+            raise struct.error("unpack requires a buffer of 4 bytes")
+        return transpose(image)
+
+    monkeypatch.setattr(cache.ImageOps, "exif_transpose", damaged_exif)
+    with pytest.raises(ValueError, match=r"dog/1\.png is not a picture .*buffer of 4 bytes"):
+        load_datasets(folder_config(folder))
+    assert len(load_datasets(folder_config(folder, on_bad_image="skip"))[1]) == 1
+
+
+def test_a_link_to_nothing_is_a_picture_that_cannot_be_read(picture_folder):
+    folder = picture_folder()
+    (folder / "train" / "cat" / "nothing.png").symlink_to("gone.png")
+    with pytest.raises(ValueError, match=r"nothing\.png is not a picture"):
+        load_datasets(folder_config(folder))
+    assert len(load_datasets(folder_config(folder, on_bad_image="skip"))[2]) == 10
+
+
+def test_a_decoding_goes_on_where_the_disk_has_room_for_the_rest_alone(picture_folder, monkeypatch):
+    folder = picture_folder()
+    read, paths = cache.read_image, sorted(folder.glob("train/*/*.png"))
+
+    def stopped(path, config):
+        if paths.index(path) >= 6:
+            raise KeyboardInterrupt
+        return read(path, config)
+
+    monkeypatch.setattr(cache, "DECODED_BYTES", 1)  # blocks of two pictures
+    monkeypatch.setattr(cache.os, "cpu_count", lambda: 2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cache, "read_image", stopped)
+        load_datasets(folder_config(folder))
+    usage = cache.shutil.disk_usage(folder)
+    few = 4 * 3 * 12**2  # bytes of the four that are left
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage._replace(free=few))
+    images, *_ = cache.read_cached(paths, "train", folder_config(folder))
+    assert len(images) == 10
+
+
+@pytest.mark.parametrize("size", [(200, 1), (1, 200), (40, 30), (31, 47), (24, 24), (7, 5)])
+def test_a_border_leaves_the_whole_picture_however_long_it_is(tmp_path, size):
+    picture = Image.new("RGB", size, (200, 0, 0))
+    picture.save(tmp_path / "a.png")
+    seen = cache.read_image(tmp_path / "a.png", {"image_size": 24, "resize": "pad"})
+    assert seen[0].max() == 200
+    if max(size) < 200:
+        theirs = ImageOps.pad(picture, (24, 24), Image.Resampling.BILINEAR)
+        assert np.array_equal(seen, np.asarray(theirs).transpose(2, 0, 1))
+
+
+def test_mean_and_std_are_computed_where_they_cannot_be_kept(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 4, 4), dtype=np.uint8)
+    (tmp_path / ".cache").write_text("a file in the place of the folder")
+    config = {"data_dir": str(tmp_path), "dataset": "mnist"}
+    assert cache.remembered_statistics([], images, config) == cache.channel_statistics(images)

@@ -132,3 +132,14 @@ def test_a_folder_that_is_no_run_is_one_line():
         compare(["runs/compared.png", "runs/compared.svg"])
     with pytest.raises(ValueError, match=r"empty is no run \(config.json is missing\)"):
         compare([make_run("one"), "empty"])
+
+
+def test_a_run_of_several_seeds_beside_one_is_told_by_its_seeds():
+    several = make_run("day-a", results=ONE_OF_SEVERAL, seed=0, seeds=[0, 1, 2])
+    table = compared(
+        [read_run(several), read_run(make_run("day-b", 3, FINISHED, seed=4, seeds=[]))]
+    )
+    header, first, second, *_ = table.splitlines()
+    assert header.split()[-1] == "seed"
+    assert first.endswith("[0, 1, 2]") and second.endswith("4")
+    assert "epoch -" not in compared([read_run(several)] * 2, width=20)

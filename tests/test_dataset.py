@@ -183,6 +183,9 @@ def test_an_augmentation_alone_goes_as_far_as_the_config_says(key, value):
         reached = values.min().item(), values.max().item()
         assert reached == pytest.approx((-furthest, furthest), rel=0.01, abs=1e-4)
     torch.testing.assert_close(found["shift"], found["shift"].round())
+    if key == "shift":  # all of -3 to 3 equally often
+        often = (found["shift"][:, 0].round().long() + 3).bincount() / 2000
+        torch.testing.assert_close(often, torch.full((7,), 1 / 7), atol=0.03, rtol=0)
 
 
 def test_crops_are_of_every_share_of_the_area_and_inside_the_picture():

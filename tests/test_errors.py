@@ -9,9 +9,12 @@ import urllib.error
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 import torchvision
 from conftest import DATA
+from PIL import Image
 
 import cam
 import evaluate
@@ -117,6 +120,8 @@ WRONG = [
     (exercise_2_3, "--checkpoint mlp.pt --seeds 1 2 --lr 1", "lr, seeds", "leave that out"),
     (exercise_2_3, "--checkpoint seeds", "several seeds", "seeds/seed_3"),
     (exercise_1_1, "--schedule one_cycle --warmup_epochs 2", "warmup_epochs", "cosine"),
+    (exercise_1_1, "--epochs 3 --warmup_epochs 3", "warmup_epochs 3 of 3", "raise --epochs"),
+    (exercise_1_1, "--model.layers 128", "--model.layers 784 128 10", "too short"),
     (exercise_2_3, "--checkpoint file", "file", "checksum"),
 ]
 
@@ -448,3 +453,73 @@ def test_the_script_itself_exits_with_code_2(forks):
     assert child.wait() == 2
     assert child.err == "error: epochs must be a whole number from 1 to 1,000,000,000, got 0\n"
     assert {path.absolute() for path in Path().iterdir()} == set(child.outputs)
+
+
+def test_a_run_goes_on_where_it_is_and_in_no_other_folder(digits_config, tmp_path, capsys):
+    exercise_1_1.main(digits_config)
+    folder = digits_config["run_dir"]
+    words = ["--resume", folder, "--run_dir"]
+    with pytest.raises(SystemExit):
+        parse_config(exercise_1_1.config, {}, [*words, str(tmp_path / "other")])
+    assert "a run goes on where it is" in capsys.readouterr().err
+    assert parse_config(exercise_1_1.config, {}, [*words, f"{folder}/"])["resume"] == folder
+
+
+def test_the_step_that_a_run_began_with_stays_and_that_is_said(digits_config, capsys):
+    exercise_1_1.main(digits_config | {"compile": "off"})
+    resumed = digits_config | {"resume": digits_config["run_dir"], "epochs": 2, "compile": "on"}
+    exercise_1_1.main(resumed)
+    assert "compile stays off, as the run began" in capsys.readouterr().err
+
+
+def test_help_whose_reader_has_gone_ends_without_a_word(forks):
+    child = forks.start("exercise_1_1.py", "--help", hook=["forks", "nobody_reads"])
+    assert child.wait() == 141
+    assert child.err == ""
+
+
+def test_with_batchnorm_a_last_batch_of_one_is_named_for_an_mlp_too(digits_config, monkeypatch):
+    mlp = exercise_1_1.build_model
+
+    def built(config):
+        return torch.nn.Sequential(mlp(config), torch.nn.BatchNorm1d(10))
+
+    monkeypatch.setattr(exercise_1_1, "build_model", built)
+    with pytest.raises(ValueError, match="batch_size 1293 leaves a batch of one of the 1294"):
+        exercise_1_1.main(digits_config | {"batch_size": 1293})
+
+
+def test_a_class_that_is_held_out_as_a_whole_is_named(picture_folder):
+    folder = picture_folder()
+    for path in sorted(folder.glob("train/dog/*"))[1:]:
+        path.unlink()
+    config = {"dataset": "image_folder", "data_dir": str(folder), "image_size": 8}
+    errors = []
+    for seed in range(20):
+        try:
+            load_datasets(exercise_1_1.config | config | {"seed": seed, "val_fraction": 0.5})
+        except ValueError as error:
+            errors.append(str(error))
+    assert 3 < len(errors) < 17
+    assert set(errors) == {
+        "of dog all pictures are held out, none is left to learn from: add some, or lower "
+        "--val_fraction"
+    }
+
+
+def test_a_run_on_published_pictures_of_which_one_is_gone_is_not_gone_on_with(
+    digits_config, tmp_path
+):
+    for split in ("train", "test"):
+        for label in "abcdefghij":
+            folder = tmp_path / "cifar10" / split / label
+            folder.mkdir(parents=True)
+            for number in range(4):
+                pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    config = exercise_1_3.config | digits_config | {"dataset": "cifar10"}
+    config |= {"model": {"kind": "cnn", "layers": [4]}, "data_dir": str(tmp_path)}
+    exercise_1_3.main(config)
+    (tmp_path / "cifar10" / "train" / "a" / "00.png").unlink()
+    with pytest.raises(ValueError, match=r"training images of .* are not those"):
+        exercise_1_3.main(config | {"resume": config["run_dir"], "epochs": 2})

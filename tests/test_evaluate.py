@@ -102,8 +102,10 @@ def test_pictures_that_came_later_are_not_taken_for_those_that_were_held_out(
     maps = exercise_2_3.config | {"data_dir": "data", "wandb_mode": "disabled"}
     for judge in (load_judged, lambda flags: load_explained(maps | {"checkpoint": flags.run})):
         for source in (folder, str(copied)):
-            with pytest.raises(ValueError, match=r"pictures of .* are not those .*--data_dir"):
+            with pytest.raises(ValueError, match=r"images of .* are not those .*--data_dir"):
                 judge(Flags(source))
+    with pytest.raises(ValueError, match="are not those"):
+        load_judged(Flags(folder, dataset="image_folder"))  # the one that it has anyway
     load_judged(Flags(folder, data_dir=str(tmp_path)))  # named, they are judged
 
 

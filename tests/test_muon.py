@@ -137,6 +137,16 @@ def test_a_whitened_layer_makes_patches_uncorrelated_with_deviation_one():
     assert 0.99 < variances.min() < variances.max() < 1.001
 
 
+def test_whitening_does_not_blow_up_noise_that_hardly_varies():
+    model = CNN([4], image_size=8, in_channels=1, num_classes=3, whiten=True)
+    grey = torch.randn(500, 1, 1, 1).expand(-1, -1, 8, 8)
+    images = grey + 1e-3 * torch.randn(500, 1, 8, 8)
+    whiten(model, images)
+    deviations = model.layers[0].conv(images).std((0, 2, 3))[:4].sort()[0]
+    assert deviations[3] == pytest.approx(1, abs=0.05)  # the shade of the picture
+    assert deviations[:3].max() < 0.1  # of noise that would be 1, too
+
+
 def test_training_leaves_the_whitened_kernels_alone(everything_config):
     from test_training import run
 

@@ -147,7 +147,7 @@ def test_a_run_folder_stands_for_its_best_weights_and_no_picture_is_said(
     assert Path("out/index.html").is_file()
     with pytest.raises(SystemExit, match="2"):
         explain("run")
-    assert "no file: name some after the flags" in capsys.readouterr().err
+    assert "error: name pictures, or folders of them, after the flags" in capsys.readouterr().err
 
 
 def test_weights_that_are_not_there_are_named_with_their_place(monkeypatch, tmp_path):
@@ -175,3 +175,33 @@ def test_pretrained_weights_are_taken_from_the_cache_all_but_the_classifier(monk
     published.fc = model.classifier
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(model.eval()(images), published.eval()(images))
+
+
+def test_the_answer_for_every_photo_is_printed(tmp_path, checkpoint, capsys):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    explain(checkpoint(), tmp_path / "a.png", out=str(tmp_path / "maps"))
+    said = capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "maps" / "manifest.json").read_text())["images"]
+    assert f"a.png: {row['predicted']} {row['confidence']:.2f}\n" in said
+    assert said.rstrip().endswith("index.html")
+
+
+def test_maps_are_not_laid_among_the_files_of_a_run(tmp_path, checkpoint, capsys):
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "manifest.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        explain(checkpoint(), tmp_path / "a.png", out=str(tmp_path / "run"))
+    assert "holds other files than maps: name a new folder" in capsys.readouterr().err
+    assert (tmp_path / "run" / "manifest.json").read_text() == "{}"
+    for _ in range(2):  # over maps it draws again
+        explain(checkpoint(), tmp_path / "a.png", out=str(tmp_path / "maps"))
+
+
+def test_sixteen_bits_with_a_grey_that_is_transparent_are_read_as_without(tmp_path):
+    ramp = Image.fromarray((np.arange(256, dtype=np.uint16) * 257).reshape(16, 16))
+    ramp.save(tmp_path / "plain.png")
+    ramp.save(tmp_path / "transparent.png", transparency=5)
+    config = {"image_size": 16, "resize": "squash"}
+    plain, other = (read_image(tmp_path / f"{n}.png", config) for n in ("plain", "transparent"))
+    assert np.array_equal(plain, other) and plain.mean() == pytest.approx(127.5)

@@ -40,7 +40,7 @@ def test_seeds_and_maps(forks):
     several = start(forks, "exercise_1_1.py", *DIGITS, "--seeds", 0, 1)
     drawn = start(forks, "exercise_2_3.py", *DIGITS, "--cam.per_class", 1, "--model.layers", 8)
     assert "of 2 seeds" in finish(several)
-    assert "10 maps in " in finish(drawn)
+    assert "10 maps, " in finish(drawn)
 
 
 def test_pictures_whose_classes_the_code_page_cannot_write(forks):

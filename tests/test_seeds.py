@@ -11,6 +11,7 @@ from checkpoint import load_checkpoint
 from config import complete_config
 from dataset import load_datasets
 from models import build_model
+from optimisation import make_optimizer
 from seeds import Stack, train_seeds
 from training import train
 
@@ -110,11 +111,35 @@ def test_where_one_seed_diverges_all_stand_where_they_were_before_that_epoch(
         return broken
 
     monkeypatch.setattr(seeds, "stacked_step", breaking)
-    with pytest.raises(ValueError, match="the loss is nan in epoch 2"):
+    with pytest.raises(ValueError, match="the loss of seed 0 is nan in epoch 2"):
         train_seeds(configs)
     for config in configs:
         state = load_checkpoint(Path(config["run_dir"]) / "checkpoints" / "last.pt")
         assert state["epoch"] == len(state["history"]) == 1
+
+
+def test_a_step_of_a_stack_whose_loss_is_not_finite_moves_nothing(digits_config):
+    config = complete_config(digits_config)
+    stack = Stack([build_model(config | {"seed": seed}) for seed in (0, 1)])
+    step = seeds.stacked_step(stack, make_optimizer(stack, config), config, [None, None])
+    images, labels = torch.randn(2, 20, 1, 8, 8), torch.arange(40).view(2, 20) % 10
+    images[1, 3] = torch.nan
+    before = [weights.clone() for weights in stack.parameters()]
+    losses, _ = step(images, labels)
+    assert losses.isfinite().tolist() == [True, False]
+    assert all(map(torch.equal, before, stack.parameters()))
+
+
+def test_networks_that_keep_statistics_or_draw_are_trained_one_by_one(digits_config, monkeypatch):
+    config = complete_config(digits_config)
+    assert seeds.can_stack(config)
+    for layer in (torch.nn.BatchNorm1d(64), torch.nn.Dropout(0.1)):  # added by hand, in models.py
+
+        def built(config, layer=layer):
+            return torch.nn.Sequential(build_model(config), layer)
+
+        monkeypatch.setattr(seeds, "build_model", built)
+        assert not seeds.can_stack(config)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -60,6 +60,7 @@ def test_what_is_learnt_are_the_probabilities_of_the_teacher_of_its_seed(taught)
     )
     loss, _ = step(images, labels)
     torch.testing.assert_close(loss, expected.detach())
+    assert not load_teacher(config, train_set.about(), CPU)(images).requires_grad
 
 
 def test_seeds_that_are_taught_at_once_are_those_of_the_single_runs(taught, tmp_path):

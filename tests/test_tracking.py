@@ -207,3 +207,14 @@ def test_results_json_has_the_promised_keys(digits_config):
     manifest = json.loads((Path(digits_config["run_dir"]) / "manifest.json").read_text())
     assert manifest.keys() >= {"command", "commit", "torch", "device", "threads", "data_sha256"}
     assert manifest["data_sha256"] == data_sha256(load_datasets(digits_config)[0])
+
+
+def test_a_run_that_goes_on_after_the_clock_was_set_back_is_read_to_its_end(
+    digits_config, monkeypatch
+):
+    folder = run(digits_config | {"epochs": 2})
+    now = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() - 3600 * 10**9)
+    run(digits_config | {"resume": str(folder), "epochs": 4})
+    assert scalars(folder) == expected_scalars(folder)
+    assert len(rows_of(folder)) == 4

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import compiled
 import devices
@@ -118,7 +119,10 @@ def test_a_training_takes_the_learning_rates_of_torchs_schedulers(
     digits_config, schedule, warmup_epochs
 ):
     config = digits_config | {"schedule": schedule, "warmup_epochs": warmup_epochs, "epochs": 3}
+    taken = []
+    hook = register_optimizer_step_pre_hook(lambda one, *_: taken.append(one.param_groups[0]["lr"]))
     history = run(config)[1]["history"]
+    hook.remove()
     steps, warmup = 21, int(warmup_epochs * 21)  # 21 steps are an epoch
     lr_scheduler, lr = torch.optim.lr_scheduler, config["lr"]
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr)
@@ -135,9 +139,8 @@ def test_a_training_takes_the_learning_rates_of_torchs_schedulers(
         expected.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         theirs.step()
-    assert [row["train/lr"] for row in history] == pytest.approx(
-        expected[steps - 1 :: steps], rel=1e-6
-    )
+    assert taken == pytest.approx(expected, rel=1e-6)
+    assert [row["train/lr"] for row in history] == taken[steps - 1 :: steps]
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -337,6 +340,20 @@ def test_the_compiled_step_is_the_plain_step_within_rounding(
     for name, weights in plain["model"].items():
         torch.testing.assert_close(weights, fast["model"][name], atol=1e-5, rtol=1e-4)
     assert not all(torch.equal(w, fast["model"][n]) for n, w in plain["model"].items())
+
+
+@pytest.mark.slow
+def test_a_compiled_step_that_is_damaged_is_compiled_anew(
+    digits_config, compiled_once, tmp_path, capsys
+):
+    config = digits_config | {"compile": "on", "optimizer": "adamw"}
+    run(config | {"run_dir": str(tmp_path / "first")})
+    for path in compiled.CACHE.glob("step-*.pt2"):
+        path.write_bytes(path.read_bytes()[:1000])
+    capsys.readouterr()
+    run(config)
+    assert capsys.readouterr().err.startswith("compiling the training step, once")
+    assert json.loads(Path(config["run_dir"], "config.json").read_text())["compile"] == "on"
 
 
 @pytest.mark.parametrize(("kind", "lowered"), [("cnn", 0), ("mlp", 1)])

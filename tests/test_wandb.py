@@ -269,3 +269,37 @@ def test_a_fault_of_wandb_after_the_training_costs_one_line(
     (line,) = capfd.readouterr().err.splitlines()
     assert line == "warning: W&B stopped (no table today); training goes on without it"
     assert Path(digits_config["run_dir"], "results.json").is_file()
+
+
+class OnlineRun:
+    """What the lab asks of an online run, remembered."""
+
+    id = "abcdefgh"
+
+    def __init__(self, logged):
+        self.logged, self.summary = logged, {}
+
+    def define_metric(self, *names, **settings):
+        pass
+
+    def log(self, row):
+        self.logged.append(row["epoch"])
+
+    def finish(self):
+        pass
+
+
+def test_a_run_that_is_gone_on_with_online_is_the_same_run_there_and_logs_what_is_new(
+    digits_config, monkeypatch
+):
+    started, logged = [], []
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setattr(wandb, "init", lambda **words: started.append(words) or OnlineRun(logged))
+    config = digits_config | {"wandb_mode": "online"}
+    run(config | {"epochs": 2})
+    run(config | {"epochs": 4, "resume": config["run_dir"]})
+    assert [(words["id"], words["resume"]) for words in started] == [
+        (None, None),
+        ("abcdefgh", "allow"),
+    ]
+    assert logged == [1, 2, 3, 4]
