@@ -23,7 +23,7 @@ from gallery import draw_gallery
 from studies.evidence import colours, delete, focus, randomise
 from studies.objects import SIX, describe_six, edit, explain_3536, locate
 from studies.subject import Subject, load_boxed
-from studies.trust_figures import draw_study
+from studies.trust_figures import draw_emptied, draw_study
 from studies.trust_table import table_of
 from tracking import describe_process
 
@@ -107,6 +107,9 @@ def main(flags):
     table = table_of(study)
     (out / "trust.txt").write_text(table + "\n", encoding="utf-8")
     draw_study(study, out)
+    boxed = load_boxed(test_set, boxes["val"])
+    parachutes = (boxed.labels == test_set.classes.index("parachute")).nonzero()[:, 0].tolist()
+    draw_emptied(boxed[parachutes], out, make_generator(flags.seed, "emptied"))
     for name, contrast in (("maps", None), ("church-against-parachute", ("church", "parachute"))):
         pair = contrast and tuple(map(test_set.classes.index, contrast))
         activation = activate(model, test_set, list(SIX), contrast=pair)

@@ -7,8 +7,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 
 from plots import TRAIN, VAL, save_figure
+from studies import edits
 
 CONTROL = "#888888"
 ORDERS = {  # colour, line, label
@@ -88,6 +90,24 @@ def draw_kept(study, folder):
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=9)
     save_figure(figure, folder / "kept.png")
+
+
+def draw_emptied(boxed, folder, generator):
+    """emptied.png: the pictures of `boxed`, and what is left of them without the object."""
+    pixels, masks = boxed.pixels, boxed.masks
+    rows = {
+        "as it is": pixels,
+        "painted over": edits.fill_smoothly(pixels, masks),
+        "noise": edits.fill_with_pixels(pixels, masks, generator),
+    }
+    figure, axes = plt.subplots(len(rows), figsize=(14, 3.3), layout="constrained")
+    for axis, (name, images) in zip(axes, rows.items(), strict=True):
+        row = torch.cat(list(images), 2).permute(1, 2, 0).clamp(0, 255).byte()
+        axis.imshow(row.numpy(), interpolation="nearest")
+        axis.set_ylabel(name)
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    save_figure(figure, folder / "emptied.png")
 
 
 def draw_colours(study, folder, name="parachute"):
