@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import LogFormatter, NullLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator, NullLocator
 
 from studies.depth_table import GROUPS, last_of, pick
 
@@ -94,6 +94,10 @@ def draw_depth(results):
     scale_logs(axes[1])
     axes[1, 0].yaxis.set_major_formatter("{x:g}")
     axes[1, 0].yaxis.set_minor_formatter(PlainFormatter())
+    low, high = axes[1, 0].get_ylim()
+    if low > 0 and high < 10 * low:  # a decade would have too few ticks
+        axes[1, 0].yaxis.set_major_locator(MaxNLocator(6))
+        axes[1, 0].yaxis.set_minor_locator(NullLocator())
     axes[0, 0].set_xscale("log", base=2)
     axes[0, 0].set_xticks(depths, [str(depth) for depth in depths])
     axes[0, 0].xaxis.set_minor_locator(NullLocator())

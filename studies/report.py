@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy import stats
 
@@ -87,7 +88,7 @@ def render():
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"share": share, "percent": percent}
+    environment.filters |= {"share": share, "percent": percent, "number": number}
     runs = load_experiments()
     benchmarks = load_json("benchmarks-amd-epyc-2-cores.json")
     depth = {name: load_json(f"depth/{name}/results.json") for name in ("mlp", "cnn", "stall")}
@@ -132,12 +133,8 @@ def reflow(block):
 
 def tell_trust(trust):
     """What the text says of results/trust/trust.json."""
-    swapped = trust["unseen"]["swapped"]
-    shares = [
-        round(100 * summary["mean"])
-        for one, summary in swapped["cut out"]["as_background"].items()
-        if one != "parachute"
-    ]
+    at = trust["classes"].index("parachute")
+    grid = np.array(trust["colours"]["grid"]["probabilities"])[..., at]
     mosaics = [
         round(100 * fmean(summary["mean"] for summary in others.values()))
         for others in trust["mosaics"].values()
@@ -145,10 +142,12 @@ def tell_trust(trust):
     return {
         "trust": trust,
         "kept": trust["unseen"]["kept"],
+        "taken": trust["unseen"]["taken"],
+        "noise": "object removed, noise",
+        "surest": {"probability": grid.max(), "count": grid.size},
         "where": trust["unseen"]["where"],
         "skies": trust["colours"]["skies"],
-        "swapped": swapped,
-        "swaps": {"least": min(shares), "most": max(shares)},
+        "swapped": trust["unseen"]["swapped"],
         "mosaics": mosaics,
         "more": lambda kind, order: number(trust["curves"][kind][order]["more_than_map"]),
         "less": lambda kind, order: number(negated(trust["curves"][kind][order]["more_than_map"])),

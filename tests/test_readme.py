@@ -16,7 +16,11 @@ from config import parse_config
 
 README = (DATA.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+COMMANDS = [
+    re.sub(" +#.*", "", line)  # what it is for
+    for block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+]
 
 
 def test_readme_opens_with_a_run_and_the_tests():

@@ -52,7 +52,7 @@ def test_figures_are_those_of_the_results(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "folder", ["trust", *(f"trust/others/{name}" for name in ("seed_1", "seed_2", "wide"))]
+    "folder", ["trust", *(f"trust/others/{name}" for name in ("default", "default_seed_1"))]
 )
 def test_the_tables_of_trust_are_those_of_the_numbers_beside_them(folder):
     study = json.loads((RESULTS / folder / "trust.json").read_text(encoding="utf-8"))
