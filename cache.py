@@ -23,7 +23,7 @@ from files import write_json
 # from half of the size on that is refused, PIL warns, and does not name the picture
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-CACHE_FORMAT = 2  # raise it when the meaning of a cached byte changes
+CACHE_FORMAT = 3  # raise it when the meaning of a cached byte changes
 DECODED_BYTES = 2**24  # decoded between two notes of progress
 WAY_OUT = "mend it, take it away, or train with --on_bad_image skip"
 

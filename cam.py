@@ -299,8 +299,9 @@ def main(flags):
     out = Path(flags.out).expanduser()
     if flags.out == "auto":
         out = Path("runs") / "cam" / datetime.now().strftime("%Y%m%d-%H%M%S")
-    if out.is_dir() and any(out.iterdir()) and not (out / "maps.npy").is_file():
-        raise ValueError(f"--out {out} holds other files than maps: name a new folder")
+    others = [n for n in ("config.json", "manifest.json", "index.html") if (out / n).exists()]
+    if others and not (out / "maps.npy").is_file():
+        raise ValueError(f"--out {out} has a {others[0]} that is not of maps: name a new folder")
     contrast = find_contrast(flags.contrast, photos.classes)
     indices = list(range(len(files)))
     activation = activate(model, photos, indices, contrast=contrast)

@@ -154,7 +154,8 @@ def parse_config(config, presets=None, args=None):
         explains = find_flag(args, "--checkpoint") not in (None, "none")
         if resume not in (None, "none"):
             elsewhere = find_flag(args, "--run_dir")
-            if elsewhere and Path(elsewhere).resolve() != Path(resume).resolve():
+            folders = [Path(f).expanduser().resolve() for f in (elsewhere or "auto", resume)]
+            if elsewhere not in (None, "auto") and folders[0] != folders[1]:
                 raise ValueError(
                     f"--run_dir {elsewhere}: a run goes on where it is, in {resume}: leave it out"
                 )

@@ -109,12 +109,6 @@ def load_datasets(config: dict) -> tuple[ImageDataset, ImageDataset, ImageDatase
         given["train"], given["val"] = hold_out(
             given["train"], config["val_fraction"], generator, boxed
         )
-    unseen = [c for k, c in enumerate(classes) if not (given["train"].labels == k).any()]
-    if unseen:
-        raise ValueError(
-            f"of {unseen[0]} all pictures are held out, none is left to learn from: add some, or "
-            f"lower --val_fraction"
-        )
     sets = given["train"], given["val"], given["test"]
     print(describe_sets(*sets))
     return sets

@@ -133,8 +133,8 @@ def load_judged(flags):
     if chosen["dataset"] != state["config"]["dataset"]:
         chosen["hold_out_boxed"] = False  # of another there are no boxes
     train_set, val_set, test_set = load_as_trained(chosen, state["data"], path)
-    own = chosen["dataset"] == state["config"]["dataset"] == "image_folder"
-    if own and not flags.data_dir:  # published data do not change
+    own = chosen["dataset"] == state["config"]["dataset"] and not flags.data_dir
+    if own and (chosen["dataset"] == "image_folder" or flags.split != "test"):  # else given as such
         check_same_data(state, path, train_set, "name what to judge by --data_dir")
     return model, {"train": train_set, "val": val_set, "test": test_set}[flags.split]
 

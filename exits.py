@@ -47,6 +47,8 @@ def read_flags(kind):
     """The command line as a dataclass `kind`; a mistake in it ends in one line and exit code 2."""
     try:
         return ask_tyro(kind)
+    except BrokenPipeError:
+        end_unread()
     except ValueError as error:
         refuse(error)
 

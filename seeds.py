@@ -34,7 +34,7 @@ from progress import Progress
 from steps import check_finite, not_finite, threads_restored, train_epoch, uses_bfloat16
 from teacher import load_teacher
 from tracking import Tracker, only_writer, open_run, write_manifest
-from training import memory_errors_explained
+from training import check_classes, memory_errors_explained
 
 
 class Stack(nn.Module):
@@ -227,6 +227,7 @@ class Member:
     def __init__(self, config, device):
         self.config, self.start = dict(config), time.perf_counter()
         self.train_set, val_set, _ = load_datasets(config)
+        check_classes(self.train_set)
         self.about, self.val_set = self.train_set.about(), keep_on(device, val_set)
         self.teacher = load_teacher(config, self.about, device)
         self.model = build_model(config).to(device)

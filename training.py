@@ -102,6 +102,8 @@ def train_held(model, train_set, val_set, config, held):
     schedule = Schedule(optimizer, len(sizes), config)
     parts = {"model": model, "optimizer": optimizer, "scheduler": schedule}
     resumed = config["resume"] != "none"
+    if not resumed:
+        check_classes(train_set)
     about = train_set.about()
     fresh = {"history": [], "wandb_id": None, "seconds": 0.0}
     left = restore(parts, config, train_set) if resumed else fresh
@@ -216,6 +218,16 @@ def check_last_batch(model, train_set, config):
             f"images, of which BatchNorm sees one value, without a deviation: choose another "
             f"--batch_size, or for maps of more than one cell fewer layers"
         ) from None
+
+
+def check_classes(train_set):
+    """Raise ValueError where all pictures of a class were held out."""
+    counts = torch.bincount(train_set.labels, minlength=len(train_set.classes)).tolist()
+    if 0 in counts:
+        raise ValueError(
+            f"of {train_set.classes[counts.index(0)]} all pictures are held out, none is left to "
+            f"learn from: add some, or lower --val_fraction"
+        )
 
 
 def check_crops(model, channels, size):

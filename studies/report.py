@@ -173,7 +173,11 @@ def tell_networks(experiments):
         study = load_json(path)
         run_dir = str(Path(study["checkpoint"]).parents[1])
         name = Path(path).parent.name.replace("_", " ")
-        networks.append({"name": name, "accuracy": reached[run_dir], "answers": answers(study)})
+        painted = study["unseen"]["taken"]["object removed"]["parachute"]["mean"]
+        networks.append(
+            {"name": name, "accuracy": reached[run_dir], "answers": answers(study)}
+            | {"painted": round(100 * painted)}
+        )
     return networks
 
 

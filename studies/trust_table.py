@@ -84,14 +84,17 @@ def kept_table(study, name):
         (one, *(percent(kept[change][one]) for change in kept))
         for one in ["all", *study["classes"]]
     ]
-    title = f"How often the right answer is kept, of the {name} images that had it"
+    title = (
+        f"How often the right answer is kept, of the {name} images that had it, where the box "
+        f"leaves a tenth"
+    )
     return f"{title}\n{columns(('class', *kept), rows)}"
 
 
 def taken_table(study, name):
     taken = study[name]["taken"]
     rows = [(one, *(percent(taken[change][one]) for change in taken)) for one in study["classes"]]
-    title = f"How often the {name} images of all other classes are called a class"
+    title = f"How often these {name} images, without the object, are called another class"
     return f"{title}\n{columns(('class', *taken), rows)}"
 
 

@@ -10,7 +10,7 @@ import exercise_1_3
 import exercise_2_3
 from boxes import FILE, PICTURES, box_mask, energy_inside, load_boxes
 from cache import read_image
-from cam import cam
+from cam import cam, choose_images
 from models import CNN
 
 HEAD = "split,index,path,width,height,x0,y0,x1,y1"
@@ -140,3 +140,14 @@ def test_a_map_has_the_box_of_its_picture_as_cropped_unless_skipped_ones_may_hav
     config |= {"run_dir": str(tmp_path / "run"), "resize": resize, "seed": 0}
     rows = cam(CNN([4], image_size=8, num_classes=2), test_set, config)
     assert [row["box_area"] for row in rows] == [None, area]
+
+
+def test_a_damaged_file_of_boxes_ends_a_run_before_its_training(tmp_path):
+    draw(tmp_path, "val", "ab")
+    write(tmp_path, "val,1,c/b.png,20,ten,5,0,10,10")
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    about = ["a", "b"], [0.5] * 3, [0.2] * 3, "imagenette"
+    test_set = dataset.ImageDataset(images, torch.arange(2), *about)
+    config = exercise_2_3.config | {"data_dir": str(tmp_path), "on_bad_image": "error", "seed": 0}
+    with pytest.raises(ValueError, match=FILE):
+        choose_images(test_set, config | {"resize": "squash"})  # which comes before it

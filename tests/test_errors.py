@@ -22,7 +22,7 @@ import exercise_1_1
 import exercise_1_2
 import exercise_1_3
 import exercise_2_3
-from checkpoint import save_checkpoint
+from checkpoint import find_checkpoint, save_checkpoint
 from config import parse_config
 from dataset import load_datasets
 from exits import exit_cleanly, read_flags
@@ -462,6 +462,7 @@ def test_a_run_goes_on_where_it_is_and_in_no_other_folder(digits_config, tmp_pat
     with pytest.raises(SystemExit):
         parse_config(exercise_1_1.config, {}, [*words, str(tmp_path / "other")])
     assert "a run goes on where it is" in capsys.readouterr().err
+    assert parse_config(exercise_1_1.config, {}, [*words, "auto"])["resume"] == folder
     assert parse_config(exercise_1_1.config, {}, [*words, f"{folder}/"])["resume"] == folder
 
 
@@ -472,8 +473,9 @@ def test_the_step_that_a_run_began_with_stays_and_that_is_said(digits_config, ca
     assert "compile stays off, as the run began" in capsys.readouterr().err
 
 
-def test_help_whose_reader_has_gone_ends_without_a_word(forks):
-    child = forks.start("exercise_1_1.py", "--help", hook=["forks", "nobody_reads"])
+@pytest.mark.parametrize("script", ["exercise_1_1.py", "evaluate.py"])
+def test_help_whose_reader_has_gone_ends_without_a_word(forks, script):
+    child = forks.start(script, "--help", hook=["forks", "nobody_reads"])
     assert child.wait() == 141
     assert child.err == ""
 
@@ -489,22 +491,24 @@ def test_with_batchnorm_a_last_batch_of_one_is_named_for_an_mlp_too(digits_confi
         exercise_1_1.main(digits_config | {"batch_size": 1293})
 
 
-def test_a_class_that_is_held_out_as_a_whole_is_named(picture_folder):
+def test_a_class_that_is_held_out_as_a_whole_is_named_before_a_training_and_judged_all_the_same(
+    digits_config, picture_folder
+):
     folder = picture_folder()
     for path in sorted(folder.glob("train/dog/*"))[1:]:
         path.unlink()
-    config = {"dataset": "image_folder", "data_dir": str(folder), "image_size": 8}
-    errors = []
-    for seed in range(20):
-        try:
-            load_datasets(exercise_1_1.config | config | {"seed": seed, "val_fraction": 0.5})
-        except ValueError as error:
-            errors.append(str(error))
-    assert 3 < len(errors) < 17
-    assert set(errors) == {
-        "of dog all pictures are held out, none is left to learn from: add some, or lower "
-        "--val_fraction"
-    }
+    own = {"dataset": "image_folder", "data_dir": str(folder), "image_size": 8}
+    config = exercise_1_3.config | digits_config | own | {"val_fraction": 0.5}
+    config["model"] = {"kind": "cnn", "layers": [4]}
+    missing = [load_datasets(config | {"seed": seed})[0].labels.sum() == 0 for seed in range(20)]
+    assert 3 < sum(missing) < 17
+    for change in ({"seed": missing.index(True)}, {"seeds": [missing.index(True)]}):
+        with pytest.raises(ValueError, match="of dog all pictures are held out, none is left"):
+            exercise_1_3.main(config | change)
+    seeds = [missing.index(False), missing.index(True)]
+    mlp = {"model": {"kind": "mlp", "layers": [192, 8, 2]}, "seeds": seeds}
+    with pytest.raises(ValueError, match="of dog all pictures are held out"):
+        exercise_1_1.main(config | mlp)
 
 
 def test_a_run_on_published_pictures_of_which_one_is_gone_is_not_gone_on_with(
@@ -523,3 +527,13 @@ def test_a_run_on_published_pictures_of_which_one_is_gone_is_not_gone_on_with(
     (tmp_path / "cifar10" / "train" / "a" / "00.png").unlink()
     with pytest.raises(ValueError, match=r"training images of .* are not those"):
         exercise_1_3.main(config | {"resume": config["run_dir"], "epochs": 2})
+
+
+def test_folders_that_are_named_from_home_are_found(digits_config, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    exercise_1_1.main(digits_config)  # in run/
+    assert parse_config(exercise_1_1.config, {}, ["--resume=~/run"])["resume"] == f"{tmp_path}/run"
+    found = find_checkpoint("~/run")
+    assert found == tmp_path / "run" / "checkpoints" / "best.pt"
+    flags = ["--checkpoint=~/run/checkpoints/best.pt"]
+    assert parse_config(exercise_2_3.config, {}, flags)["checkpoint"] == str(found)

@@ -20,7 +20,7 @@ from dataset import LOADERS, ImageDataset, load_datasets
 from models import CNN
 from studies import edits, measures, trust
 from studies.evidence import colours, delete, focus, randomise
-from studies.objects import SIX, describe_six, edit, explain_3536, locate
+from studies.objects import SIX, describe_six, edit, explain_3536, locate, move_randomly
 from studies.subject import Boxed, Subject
 from studies.trust import trained_on
 
@@ -149,6 +149,47 @@ def test_a_network_that_takes_what_was_filled_for_a_class_is_told_by_its_control
     assert swapped["cut out"]["as_neither"]["blue"]["mean"] == 0  # the black square is back
 
 
+class CornerIsBlue(Painted):
+    """Blue is also what is bright in the upper left corner."""
+
+    def features(self, images):
+        blue = torch.tensor([0.0, 0.0, 9.0]) * (images[:, :, 0, 0].amin(1) > 0.9)[:, None]
+        return super().features(images) + blue[:, :, None, None]
+
+
+def test_what_is_called_a_class_where_neither_object_nor_place_is_of_it_is_counted_apart():
+    dataset = painted_dataset()
+    images = dataset.images.clone()
+    images[::6, :, 0, 0] = 255  # half of red: they are called blue, as places too
+    dataset = replace(dataset, images=images, labels=dataset.labels.clone())
+    boxed = painted_boxes(dataset)
+    subject = Subject(Painted(), dataset)
+    predict, asked = subject.predict, []
+
+    def corners(pixels):  # right of the pictures as they are, then by the corner
+        asked.append(len(pixels))
+        return (
+            predict(pixels) if len(asked) == 1 else Subject(CornerIsBlue(), dataset).predict(pixels)
+        )
+
+    subject.predict = corners
+    *_, swapped = edit(subject, boxed, generator())
+    for found in (swapped["boxes"], swapped["cut out"]):
+        assert found["as_background"]["blue"]["mean"] == 1
+        assert 0.1 < found["as_neither"]["blue"]["mean"] < 0.9  # green objects on half of the reds
+        assert found["as_neither"]["green"]["mean"] == 0
+
+
+def test_a_patch_beside_the_object_is_as_large_and_in_one_piece():
+    for box in (BOX, torch.tensor([[0.0, 0.6, 0.3, 1.0]]), torch.tensor([[0.1, 0.1, 0.9, 0.2]])):
+        mask = box_mask(box, SIZE, SIZE)
+        for _ in range(20):
+            beside = move_randomly(mask, generator())
+            rows, columns = (beside.any(k).nonzero()[:, 0] for k in (1, 0))
+            assert beside.sum() == mask.sum()
+            assert (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1) == mask.sum()
+
+
 def test_noise_in_the_place_of_an_object_has_the_colours_around_it_and_is_not_smooth():
     pixels = torch.zeros(2, 3, SIZE, SIZE)
     pixels[:, 0, :, ::2] = 200.0  # red and green stripes
@@ -187,6 +228,7 @@ def test_who_sees_the_object_alone_loses_the_answer_with_it_and_resists_a_swap()
         rows = [row for others in found["pairs"].values() for row in others.values()]
         assert all(row["object"] == row["count"] == 10 for row in rows)
         assert all(one["mean"] == 1 for one in found["as_object"].values())
+        assert all(one["mean"] == 0 for one in found["as_neither"].values())
 
 
 def test_a_sky_inside_the_box_is_pasted_with_it_and_not_with_what_is_cut_out():
@@ -304,6 +346,7 @@ def test_unlearned_layers_change_the_map_of_a_network():
     for summary in found.values():
         assert abs(summary["signed"]["mean"]) <= summary["absolute"]["mean"] < 0.9
         assert summary["signed"]["count"] == 4
+        assert summary["signed"]["low"] < summary["signed"]["high"]  # every draw is another
     assert len({summary["signed"]["mean"] for summary in found.values()}) == 4
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     maps = torch.randn(4, 8, 8)

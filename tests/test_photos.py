@@ -192,8 +192,10 @@ def test_maps_are_not_laid_among_the_files_of_a_run(tmp_path, checkpoint, capsys
     (tmp_path / "run" / "manifest.json").write_text("{}")
     with pytest.raises(SystemExit):
         explain(checkpoint(), tmp_path / "a.png", out=str(tmp_path / "run"))
-    assert "holds other files than maps: name a new folder" in capsys.readouterr().err
+    assert "has a manifest.json that is not of maps: name a new folder" in capsys.readouterr().err
     assert (tmp_path / "run" / "manifest.json").read_text() == "{}"
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "0000_a.png").touch()  # of a call that was stopped while it drew
     for _ in range(2):  # over maps it draws again
         explain(checkpoint(), tmp_path / "a.png", out=str(tmp_path / "maps"))
 

@@ -303,3 +303,11 @@ def test_a_run_that_is_gone_on_with_online_is_the_same_run_there_and_logs_what_i
         ("abcdefgh", "allow"),
     ]
     assert logged == [1, 2, 3, 4]
+
+
+def test_the_run_that_was_logged_last_is_that_of_the_latest_time(tmp_path):
+    for name in ("offline-run-20240202_000000-bbbbbbbb", "run-20240101_000000-aaaaaaaa"):
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+    assert wandb_sink.last_id(tmp_path) == "bbbbbbbb"
+    (tmp_path / "wandb" / "run-20240303_000000-cccccccc").mkdir()
+    assert wandb_sink.last_id(tmp_path) == "cccccccc"
