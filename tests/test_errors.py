@@ -527,6 +527,9 @@ def test_a_run_on_published_pictures_of_which_one_is_gone_is_not_gone_on_with(
     (tmp_path / "cifar10" / "train" / "a" / "00.png").unlink()
     with pytest.raises(ValueError, match=r"training images of .* are not those"):
         exercise_1_3.main(config | {"resume": config["run_dir"], "epochs": 2})
+    with pytest.raises(ValueError, match=r"training images of .* are not those"):
+        evaluate.load_judged(evaluate.Flags(config["run_dir"], split="val"))
+    assert len(evaluate.load_judged(evaluate.Flags(config["run_dir"]))[1]) == 40  # apart from them
 
 
 def test_folders_that_are_named_from_home_are_found(digits_config, monkeypatch, tmp_path):
