@@ -1,9 +1,10 @@
-"""README.md and its figures, written from results/: no number of a result is typed by hand.
+"""README.md, FINDINGS.md and their figures, written from results/: no number of a result is typed
+by hand.
 
-    python -m studies.report                                   # README.md and assets/, anew
+    python -m studies.report                                   # both pages and assets/, anew
     python -m studies.report --add runs/exercise_1_1/default   # first, a finished run to results/
 
-The text is studies/README.md.jinja; what stands in {{ }} there is computed here.
+The text is studies/*.md.jinja; what stands in {{ }} there is computed here.
 """
 
 import json
@@ -27,6 +28,7 @@ from studies.trust_table import answers, number, percent
 from summary import wilson
 
 ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "FINDINGS.md")
 REFERENCE = {  # what the text reports of one run each: test accuracies, and two losses
     "1.1": 0.9733,
     "1.2": 0.9756,
@@ -79,8 +81,8 @@ def load_json(name):
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def render():
-    """The text of README.md."""
+def render(page):
+    """The text of one of PAGES."""
     environment = Environment(
         loader=FileSystemLoader(ROOT / "studies"),
         undefined=StrictUndefined,
@@ -93,7 +95,7 @@ def render():
     benchmarks = load_json("benchmarks-amd-epyc-2-cores.json")
     depth = {name: load_json(f"depth/{name}/results.json") for name in ("mlp", "cnn", "stall")}
     ingredients = {n: load_json(f"ingredients/{n}/results.json") for n in ("cnn", "mlp")}
-    text = environment.get_template("README.md.jinja").render(
+    text = environment.get_template(f"{page}.jinja").render(
         runs=runs,
         mlp_figure=drawable("mlp", runs),
         cnn_figure=drawable("cnn", runs),
@@ -118,7 +120,8 @@ def render():
         networks=tell_networks(runs),
         **tell_speed(benchmarks),
     )
-    return "\n\n".join(map(reflow, re.sub(r"\n{3,}", "\n\n", text).split("\n\n")))
+    text = re.sub(r"\n{3,}", "\n\n", re.sub(r" +\n", "\n", text))
+    return "\n\n".join(map(reflow, text.split("\n\n")))
 
 
 def reflow(block):
@@ -283,8 +286,9 @@ def main(flags):
         add(run)
     warnings.simplefilter("error")
     draw_figures(load_experiments(), ROOT / "assets")
-    write_whole(ROOT / "README.md", render())
-    print("README.md and assets/ are those of results/")
+    for page in PAGES:
+        write_whole(ROOT / page, render(page))
+    print(f"{', '.join(PAGES)} and assets/ are those of results/")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""README's commands: each is one that its program understands, on a run that is there."""
+"""The commands of README and FINDINGS: each is one that its program understands, on a run that is there."""
 
 import importlib
 import os
@@ -13,9 +13,10 @@ from conftest import DATA
 from PIL import Image
 
 from config import parse_config
+from studies.report import PAGES
 
-README = (DATA.parent / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+TEXT = "".join((DATA.parent / page).read_text(encoding="utf-8") for page in PAGES)
+BLOCKS = re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTALL)
 COMMANDS = [
     re.sub(" +#.*", "", line)  # what it is for
     for block in BLOCKS
@@ -81,7 +82,7 @@ def test_every_command_is_understood(command, place, monkeypatch):
 @pytest.mark.real_data
 @pytest.mark.timeout(600)
 def test_every_command_runs_on_few_images(forks, tmp_path):
-    """In the order of the page, in one folder; the trainings for one epoch."""
+    """In the order of the pages, in one folder; the trainings for one epoch."""
     Path("data").symlink_to(DATA)
     Path("results").symlink_to(DATA.parent / "results")
     draw = np.random.default_rng(0)

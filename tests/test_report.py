@@ -1,4 +1,4 @@
-"""README's numbers are those of results/."""
+"""The numbers of README and FINDINGS are those of results/."""
 
 import ast
 import importlib
@@ -17,19 +17,24 @@ from config import RESUMABLE, defaults, flatten, merge
 from evaluate import Flags, evaluate, load_judged
 from studies import depth_table, mirrored, trust_table
 from studies.experiments import RESULTS, Experiment, add, load_experiments
-from studies.report import paired, reflow, render, share
+from studies.report import PAGES, paired, reflow, render, share
 from studies.report_figures import draw_figures
 
-README = DATA.parent / "README.md"
-TEMPLATE = DATA.parent / "studies" / "README.md.jinja"
+PAGE = pytest.mark.parametrize("page", PAGES)
 
 
-def test_readme_is_what_the_results_say():
-    assert render() == README.read_text(encoding="utf-8")
+def text_of(page):
+    return (DATA.parent / page).read_text(encoding="utf-8")
 
 
-def test_no_number_of_a_result_is_typed_by_hand():
-    text = TEMPLATE.read_text(encoding="utf-8")
+@PAGE
+def test_a_page_is_what_the_results_say(page):
+    assert render(page) == text_of(page)
+
+
+@PAGE
+def test_no_number_of_a_result_is_typed_by_hand(page):
+    text = text_of(f"studies/{page}.jinja")
     for computed in (r"\{\{.*?\}\}", r"\{%.*?%\}", r"\{#.*?#\}", r"```.*?```", r"`[^`]*`"):
         text = re.sub(computed, "", text, flags=re.DOTALL)
     versions = r"Python must be 3\.11|torch 2\.15\.0|torchvision 0\.29\.2"
@@ -67,12 +72,20 @@ def test_the_tables_of_depth_are_those_of_the_numbers_beside_them(folder):
     assert depth_table.table_of(results) + "\n" == text
 
 
-def test_every_picture_and_link_of_readme_is_there():
-    text = README.read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#]+)\)", text)
+@PAGE
+def test_every_picture_link_and_heading_that_a_page_points_to_is_there(page):
+    links = re.findall(r"\]\(([^)#]*)#?([^)]*)\)", text_of(page))
     assert links
-    for link in links:
-        assert link.startswith("https://") or (README.parent / link).exists(), link
+    for path, heading in links:
+        assert (DATA.parent / path).exists(), path
+        if heading:
+            titles = re.findall(r"^#+ (.*)", text_of(path or page), flags=re.MULTILINE)
+            assert heading in {anchor(title) for title in titles}, heading
+
+
+def anchor(title):
+    """That of a heading on GitHub."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 
 def test_several_seeds_are_their_mean_and_standard_deviation():
@@ -227,7 +240,7 @@ def test_weights_are_small_and_hold_nothing_else():
 @pytest.mark.parametrize("script", sorted(DATA.parent.glob("exercise_*.py")), ids=lambda p: p.stem)
 def test_the_numbers_of_a_docstring_are_those_of_readme(script):
     docstring = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8")))
-    text = README.read_text(encoding="utf-8")
+    text = text_of("README.md")
     numbers = re.findall(r"\b0\.\d{3,}(?: \+- 0\.\d+)?", docstring)
     assert numbers
     for number in numbers:
