@@ -1,4 +1,4 @@
-"""The commands of README and FINDINGS: each is one that its program understands, on a run that is there."""
+"""The commands of README and FINDINGS: each is one that its program understands, on a run."""
 
 import importlib
 import os
