@@ -12,11 +12,11 @@ from matplotlib.ticker import LogFormatter, MaxNLocator, NullLocator
 
 from studies.depth_table import GROUPS, last_of, pick
 
-STYLES = {  # colour (Okabe and Ito), line and marker: apart in grey, too
-    "plain": ("#d55e00", "-", "s"),
-    "plain, He": ("#009e73", "--", "^"),
-    "residual": ("#0072b2", "-.", "o"),
-    "dropout 0.5": ("#0072b2", "-", "o"),
+STYLES = {  # colour (Okabe and Ito), line and marker: apart in grey, too; blue is without skips
+    "plain": ("#0072b2", "-", "s"),
+    "plain, He": ("#56b4e9", "--", "^"),
+    "residual": ("#d55e00", "-.", "o"),
+    "dropout 0.5": ("#e69f00", "-", "o"),
     "no dropout": ("#d55e00", "--", "s"),
 }
 ACCURACIES = [0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99]
@@ -80,12 +80,13 @@ def draw_depth(results):
                           **style_of(arm))  # fmt: skip
             tidy(axis)
         axes[0, column].set_title(title, fontsize=10)
-        axes[1, column].set_xlabel("convolutions" if settings["network"] == "cnn" else "layers")
+        layers = "convolutions" if settings["network"] == "cnn" else "linear layers"
+        axes[1, column].set_xlabel(layers)
     for axis in axes[0]:
         largest = fmean(cell["largest_class"] for cell in results["cells"])
         axis.axhline(largest, color="#777777", linewidth=1, linestyle=":")
         where = (depths[0], largest)
-        axis.annotate("the largest class", where, (0, 3), textcoords="offset points",
+        axis.annotate("always the largest class", where, (0, 3), textcoords="offset points",
                       fontsize=8, color="#555555")  # fmt: skip
     best = max(cell["history"][-1]["val/accuracy"] for cell in results["cells"])
     scale_accuracy(axes[0, 0], best)

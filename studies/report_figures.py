@@ -6,8 +6,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito: colour-blind safe
-BLUE, ORANGE, GREEN, VIOLET = COLOURS
+# Okabe and Ito, safe for colour-blind readers; each means the same in all figures
+BLUE, ORANGE, GREEN, VIOLET = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+COLOURS = {"default": BLUE, "best": GREEN, "wide": VIOLET, "residual": ORANGE}
 
 
 def draw_figures(experiments, folder):
@@ -51,10 +52,12 @@ def draw_mlp(plain, skip, best, wide):
 
 def draw_cnns(*experiments):
     figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    for experiment, colour in zip(experiments, COLOURS[: len(experiments)], strict=True):
+    for experiment in experiments:
         name = experiment.name.rpartition("-")[2]
+        colour, count = COLOURS[name], len(experiment.runs)
+        seeds = f"{count} seeds" if count > 1 else "1 seed"
         for axis, metric in ((losses, "loss"), (accuracies, "accuracy")):
-            band(axis, experiment, f"train/{metric}", colour, "-", f"{name}, training")
+            band(axis, experiment, f"train/{metric}", colour, "-", f"{name} ({seeds}), training")
             band(axis, experiment, f"val/{metric}", colour, "--", f"{name}, validation")
     losses.set(ylabel="loss (nats per image)")
     accuracies.set(ylabel="accuracy")
