@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from cam import generate_class_activation_map
 from models import fold_norms
+from summary import wilson
 
 THRESHOLDS = [step / 20 for step in range(1, 20)]  # shares of the maximum of a map
 BATCH = 16  # images that pass at once; so few stay in a CPU's cache
@@ -153,36 +154,31 @@ def mean_with_interval(values):
     return {"mean": mean, "low": low, "high": high, "count": len(values)}
 
 
-def grouped_rate(hits, groups):
-    """The share of yes where the hits of a group, of one picture say, depend on one another: with a
-    95 % bootstrap interval over the groups. Of nothing but yes or no Wilson's, as if every group
-    were one answer; of one group alone none, `low` and `high` are the mean. `count` is that of the
-    groups."""
-    hits, groups = np.asarray(hits, dtype=float), np.asarray(groups)
-    _, own = np.unique(groups, return_inverse=True)
-    sizes = np.bincount(own)
-    sums = np.bincount(own, weights=hits)
-    if not len(hits) or not 0 < hits.mean() < 1:
-        return rate_with_interval(sums > 0)
-    if len(sizes) == 1:
-        return mean_with_interval([hits.mean()])
-    drawn = stats.bootstrap(
-        (sums, sizes),
-        lambda some, of, axis: some.sum(axis) / of.sum(axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=2000,
-        method="percentile",
-        rng=0,
-    )
-    low, high = map(float, drawn.confidence_interval)
-    return {"mean": float(hits.mean()), "low": low, "high": high, "count": len(sizes)}
-
-
-def rate_with_interval(hits):
-    """The same for a share of yes and no, with Wilson's 95 % interval."""
-    hits = np.asarray(hits, dtype=bool)
+def rate_with_interval(hits, groups=None):
+    """The same for a share of yes and no, with Wilson's 95 % interval. Hits of one group, of one
+    picture say, depend on one another and count as one answer: `count` is that of the groups."""
+    hits = np.asarray(hits, dtype=float)
     if not len(hits):
         return {"mean": float("nan"), "low": float("nan"), "high": float("nan"), "count": 0}
-    low, high = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
-    return {"mean": float(hits.mean()), "low": low, "high": high, "count": len(hits)}
+    count = len(hits) if groups is None else len(np.unique(groups))
+    mean = float(hits.mean())
+    low, high = wilson(mean * count, count)
+    return {"mean": mean, "low": low, "high": high, "count": count}
+
+
+def crossed_rate(hits, groups, others, draws=2000):
+    """The same where a hit is of a group of each of two kinds, like an object and the background
+    that it is on: with a 95 % bootstrap interval for which both are drawn anew (Owen 2007, "The
+    pigeonhole bootstrap"), or Wilson's where all hits are alike. `count` is that of `groups`."""
+    found = rate_with_interval(hits, groups)
+    if not 0 < found["mean"] < 1:
+        return found
+    generator, weights = np.random.default_rng(0), np.ones((draws, len(hits)))
+    for kind in (groups, others):
+        _, own = np.unique(kind, return_inverse=True)
+        count = own.max() + 1
+        weights *= generator.multinomial(count, np.full(count, 1 / count), draws)[:, own]
+    weights = weights[weights.sum(1) > 0]  # no hit may be of a drawn object on a drawn background
+    means = weights @ np.asarray(hits, dtype=float) / weights.sum(1)
+    low, high = map(float, np.quantile(means, (0.025, 0.975)))
+    return found | {"low": low, "high": high}

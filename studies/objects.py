@@ -4,11 +4,13 @@ import torch
 
 from boxes import energy_inside, upsample
 from studies import edits, measures
-from studies.measures import grouped_rate, mean_with_interval, rate_with_interval
+from studies.measures import crossed_rate, mean_with_interval, rate_with_interval
 from studies.subject import by_class
 
+NOISES = 5  # draws of noise in the place of every object
 AROUND = 0.1  # of the picture at least must lie around an object that is taken out of it
 ROOM = 0.1  # of the object at most is covered by what counts as beside it
+REMAINS = (3537, 3540, 3541, 3542, 3543, 3548)  # whose boxes leave a jumper out, or smoke: by eye
 SIX = (1936, 1526, 1527, 3535, 3536, 3537)  # test images: a French horn, two churches, parachutes
 
 
@@ -42,9 +44,7 @@ def edit(subject, boxed, generator):
     pictures of other classes are called a class without their object, the control of that; what
     `swap` finds of whole boxes and of objects that are cut out of them)."""
     classes = subject.dataset.classes
-    right = subject.predict(boxed.pixels).argmax(1) == boxed.labels
-    around = 1 - boxed.masks.float().mean((1, 2)) >= AROUND
-    boxed = boxed[(right & around).nonzero()[:, 0].tolist()]
+    boxed = boxed[counted(subject, boxed).nonzero()[:, 0].tolist()]
     pixels, masks, side = boxed.pixels, boxed.masks, boxed.pixels.shape[-1]
     mean = torch.tensor(subject.dataset.mean) * 255
     empty = edits.fill_smoothly(pixels, masks)
@@ -56,9 +56,10 @@ def edit(subject, boxed, generator):
     one_by_one = zip(pixels, masks, empty, steps.tolist(), strict=True)
     moved = [edits.move(p[None], m[None], e[None], *s)[0] for p, m, e, s in one_by_one]
     every = torch.arange(len(masks))
+    noises = [edits.fill_with_pixels(pixels, masks, generator) for _ in range(NOISES)]
     changed = {
         "object removed": (every, empty),
-        "object removed, noise": (every, edits.fill_with_pixels(pixels, masks, generator)),
+        "object removed, noise": (every.repeat(NOISES), torch.cat(noises)),
         "object removed, room beside it": (room, empty[room]),
         "as large a part beside it removed": (
             room,
@@ -72,11 +73,15 @@ def edit(subject, boxed, generator):
     for name, (rows, edited) in changed.items():
         labels = boxed.labels[rows]
         called = subject.predict(edited).argmax(1)
-        kept[name] = by_class((called == labels).tolist(), labels, classes, rate_with_interval)
+        hits = called == labels
+        kept[name] = {"all": rate_with_interval(hits, rows)}
+        for own, one in enumerate(classes):
+            kept[name][one] = rate_with_interval(hits[labels == own], rows[labels == own])
         if name in ("object removed", "object removed, noise"):
-            others = [called[labels != own] == own for own in range(len(classes))]
-            rates = map(rate_with_interval, others)
-            taken[name] = dict(zip(classes, rates, strict=True))
+            taken[name] = {
+                one: rate_with_interval(called[labels != own] == own, rows[labels != own])
+                for own, one in enumerate(classes)
+            }
     shares = (cut.sum((1, 2)) / masks.sum((1, 2))).tolist()
     swapped = {
         "cut_share": by_class(shares, boxed.labels, classes, mean_with_interval),
@@ -84,6 +89,45 @@ def edit(subject, boxed, generator):
         "cut out": swap(subject, boxed, cut, empty, generator),
     }
     return kept, taken, swapped
+
+
+def counted(subject, boxed):
+    """Which of the images the network has right, where the box leaves something around it."""
+    right = subject.predict(boxed.pixels).argmax(1) == boxed.labels
+    return right & (1 - boxed.masks.float().mean((1, 2)) >= AROUND)
+
+
+def empty_each(subject, boxed, generator):
+    """Of the boxed test images of one class, one by one, what each is called as it is, painted
+    over, and how often it is still called that with noise in the object's place; and that share
+    apart for those of REMAINS and the others, of those that are counted."""
+    classes, pixels, masks = subject.dataset.classes, boxed.pixels, boxed.masks
+    noises = [edits.fill_with_pixels(pixels, masks, generator) for _ in range(NOISES)]
+    pictures = [pixels, edits.fill_smoothly(pixels, masks), *noises]
+    whole, painted, *noisy = subject.predict(torch.cat(pictures)).argmax(1).split(len(pixels))
+    hits, counts = (
+        torch.stack([called == boxed.labels for called in noisy]),
+        counted(subject, boxed),
+    )
+    remains = torch.tensor([index in REMAINS for index in boxed.indices])
+    rows = torch.arange(len(pixels)).expand(NOISES, -1)
+    return {
+        "pictures": [
+            {
+                "index": index,
+                "called": classes[whole[k]],
+                "painted_over": classes[painted[k]],
+                "noise": hits[:, k].float().mean().item(),
+                "remains": bool(remains[k]),
+                "counts": bool(counts[k]),
+            }
+            for k, index in enumerate(boxed.indices)
+        ],
+        "noise": {
+            name: rate_with_interval(hits[:, which].flatten(), rows[:, which].flatten())
+            for name, which in (("remains", counts & remains), ("nothing", counts & ~remains))
+        },
+    }
 
 
 def move_randomly(mask, generator):
@@ -101,8 +145,9 @@ def swap(subject, boxed, masks, empty, generator):
     it is named as the object, "as_object", as the background, "as_background", and where it is
     neither, "as_neither", the control of both.
 
-    A picture takes part several times, so that these intervals are over pictures, not over pairs:
-    those of the objects, for "as_background" and "as_neither" those of the backgrounds.
+    A picture takes part several times, so that these intervals are over objects and backgrounds,
+    not over pairs. `count` is that of the objects, for "as_background" and "as_neither" that of the
+    backgrounds.
     """
     classes, labels = subject.dataset.classes, boxed.labels
     table, seen = {}, []
@@ -125,9 +170,12 @@ def swap(subject, boxed, masks, empty, generator):
     for label, name in enumerate(classes):
         of_object, of_ground, hits = labels[own] == label, labels[ground] == label, called == label
         neither = ~of_object & ~of_ground
-        found["as_object"][name] = grouped_rate(hits[of_object], own[of_object])
-        found["as_background"][name] = grouped_rate(hits[of_ground], ground[of_ground])
-        found["as_neither"][name] = grouped_rate(hits[neither], ground[neither])
+        for key, which, kinds in (
+            ("as_object", of_object, (own, ground)),
+            ("as_background", of_ground, (ground, own)),
+            ("as_neither", neither, (ground, own)),
+        ):
+            found[key][name] = crossed_rate(hits[which], *(kind[which] for kind in kinds))
     return found
 
 

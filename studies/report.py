@@ -152,11 +152,18 @@ def tell_trust(trust):
         "skies": trust["colours"]["skies"],
         "swapped": trust["unseen"]["swapped"],
         "mosaics": mosaics,
+        "on_parachutes": named_on(trust["unseen"]["swapped"]["cut out"]["pairs"], "parachute"),
         "more": lambda kind, order: number(trust["curves"][kind][order]["more_than_map"]),
         "less": lambda kind, order: number(negated(trust["curves"][kind][order]["more_than_map"])),
         "area": lambda kind, order: f"{trust['curves'][kind][order]['area']['mean']:.2f}",
         "said": SAID,
     }
+
+
+def named_on(pairs, background):
+    """Per cent of the objects on emptied pictures of the class `background` that are named."""
+    rows = [others[background] for others in pairs.values() if background in others]
+    return round(100 * sum(row["object"] for row in rows) / sum(row["count"] for row in rows))
 
 
 def negated(summary):

@@ -21,7 +21,7 @@ from exits import exit_cleanly, read_flags
 from files import write_json
 from gallery import draw_gallery
 from studies.evidence import colours, delete, focus, randomise
-from studies.objects import SIX, describe_six, edit, explain_3536, locate
+from studies.objects import SIX, describe_six, edit, empty_each, explain_3536, locate
 from studies.subject import Subject, load_boxed
 from studies.trust_figures import draw_emptied, draw_study
 from studies.trust_table import table_of
@@ -53,6 +53,10 @@ def trained_on(length, config):
     return split_positions(length, config["val_fraction"], generator)[0].tolist()
 
 
+def of_class(boxed, label):
+    return boxed[(boxed.labels == label).nonzero()[:, 0].tolist()]
+
+
 def run_study(subject, train_set, boxes, seed):
     """All parts, as one dict of plain values. `boxes` are those of "val" and "train" by index."""
     test_set = subject.dataset
@@ -65,8 +69,9 @@ def run_study(subject, train_set, boxes, seed):
         study[name] = {"images": len(boxed.labels), "where": locate(subject, boxed)}
         study[name] |= {"kept": kept, "taken": taken, "swapped": swapped}
         print(f"maps and edits of {len(boxed.labels)} {name} boxed images", flush=True)
-    of_parachute = unseen.labels == test_set.classes.index("parachute")
-    study["colours"] = colours(subject, unseen.pixels[of_parachute], generator)
+    parachutes = of_class(unseen, test_set.classes.index("parachute"))
+    study["parachutes"] = empty_each(subject, parachutes, make_generator(seed, "emptied"))
+    study["colours"] = colours(subject, parachutes.pixels, generator)
     study["six"] = describe_six(subject, unseen)
     study["3536"] = explain_3536(subject, unseen)
     print("skies", flush=True)
@@ -107,9 +112,9 @@ def main(flags):
     table = table_of(study)
     (out / "trust.txt").write_text(table + "\n", encoding="utf-8")
     draw_study(study, out)
-    boxed = load_boxed(test_set, boxes["val"])
-    parachutes = (boxed.labels == test_set.classes.index("parachute")).nonzero()[:, 0].tolist()
-    draw_emptied(boxed[parachutes], out, make_generator(flags.seed, "emptied"))
+    boxed = of_class(load_boxed(test_set, boxes["val"]), test_set.classes.index("parachute"))
+    pictures = study["parachutes"]["pictures"]
+    draw_emptied(boxed, pictures, out, make_generator(flags.seed, "emptied"))
     for name, contrast in (("maps", None), ("church-against-parachute", ("church", "parachute"))):
         pair = contrast and tuple(map(test_set.classes.index, contrast))
         activation = activate(model, test_set, list(SIX), contrast=pair)

@@ -92,20 +92,32 @@ def draw_kept(study, folder):
     save_figure(figure, folder / "kept.png")
 
 
-def draw_emptied(boxed, folder, generator):
-    """emptied.png: the pictures of `boxed`, and what is left of them without the object."""
-    pixels, masks = boxed.pixels, boxed.masks
-    rows = {
+def draw_emptied(boxed, pictures, folder, generator):
+    """emptied.png: the pictures of `boxed`, what is left of them without the object, and what they
+    are called then: `pictures` of `empty_each`, whose first noise is shown. Grey are the names of
+    those that do not count."""
+    pixels, masks, side = boxed.pixels, boxed.masks, boxed.pixels.shape[-1]
+    shown = {
         "as it is": pixels,
         "painted over": edits.fill_smoothly(pixels, masks),
         "noise": edits.fill_with_pixels(pixels, masks, generator),
     }
-    figure, axes = plt.subplots(len(rows), figsize=(14, 3.3), layout="constrained")
-    for axis, (name, images) in zip(axes, rows.items(), strict=True):
+    called = (
+        [f"{row['index']}\n{row['called']}" for row in pictures],
+        [row["painted_over"] for row in pictures],
+        [f"{row['noise']:.0%} parachute" for row in pictures],
+    )
+    figure, axes = plt.subplots(len(shown), figsize=(14, 4.3), layout="constrained")
+    middles = [side * (k + 0.5) for k in range(len(pictures))]
+    for axis, (name, images), words in zip(axes, shown.items(), called, strict=True):
         row = torch.cat(list(images), 2).permute(1, 2, 0).clamp(0, 255).byte()
         axis.imshow(row.numpy(), interpolation="nearest")
         axis.set_ylabel(name)
-        axis.set(xticks=[], yticks=[])
+        axis.set_yticks([])
+        axis.set_xticks(middles, words, fontsize=8)
+        axis.tick_params(length=0)
+        for label, picture in zip(axis.get_xticklabels(), pictures, strict=True):
+            label.set_color("black" if picture["counts"] else CONTROL)
         axis.spines[:].set_visible(False)
     save_figure(figure, folder / "emptied.png")
 

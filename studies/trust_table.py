@@ -28,6 +28,7 @@ def table_of(study):
         kept_table(study, "seen"),
         taken_table(study, "unseen"),
         taken_table(study, "seen"),
+        remains_table(study),
         swap_table(study, "unseen"),
         swap_table(study, "seen"),
         sky_table(study),
@@ -96,6 +97,29 @@ def taken_table(study, name):
     rows = [(one, *(percent(taken[change][one]) for change in taken)) for one in study["classes"]]
     title = f"How often these {name} images, without the object, are called another class"
     return f"{title}\n{columns(('class', *taken), rows)}"
+
+
+def remains_table(study):
+    """Of the unseen parachutes one by one."""
+    rows = [
+        (
+            str(row["index"]),
+            "jumper or smoke" if row["remains"] else "",
+            row["called"],
+            row["painted_over"],
+            f"{row['noise']:.0%}",
+            "" if row["counts"] else "not counted",
+        )
+        for row in study["parachutes"]["pictures"]
+    ]
+    header = ("image", "the box leaves", "called", "painted over", "parachute with noise", "")
+    found = study["parachutes"]["noise"]
+    return (
+        f"Parachutes without the object, one by one\n{columns(header, rows)}\n"
+        f"called parachutes with noise in its place: {percent(found['remains'])} of "
+        f"{found['remains']['count']} of which a jumper or smoke is left, "
+        f"{percent(found['nothing'])} of the other {found['nothing']['count']}"
+    )
 
 
 def swap_table(study, name):
@@ -184,6 +208,7 @@ def answers(study):
     kept, taken, where, swapped = (
         study["unseen"][key] for key in ("kept", "taken", "where", "swapped")
     )
+    left, shuffled = study["parachutes"]["noise"]["nothing"], study["randomised"]
     smooth, noise, cut = "object removed", "object removed, noise", swapped["cut out"]
     row = next(row for row in study["six"] if row["index"] == 3536)
 
@@ -201,7 +226,9 @@ def answers(study):
         "parachutes still named with noise in their place, others then called parachutes": beside(
             noise, "parachute"
         ),
-        "the same, painted over smoothly": beside(smooth, "parachute"),
+        "the parachutes among them of which no jumper and no smoke is left": f"{percent(left)} of "
+        f"{left['count']}",
+        "all of them, painted over smoothly": beside(smooth, "parachute"),
         "other objects called parachutes: where one stood, elsewhere": on_grounds("parachute"),
         "parachutes where other classes stood, still named": percent(cut["as_object"]["parachute"]),
         "P(parachute) of plain sky blue, grey, orange, green, noisy sky blue": ", ".join(
@@ -223,5 +250,8 @@ def answers(study):
         "mean P as pixels come": areas("insertion"),
         "hottest points in a box: the map's, the middle": ", ".join(
             percent(where[name]["pointing"]["all"]) for name in ("map", "centre")
+        ),
+        "rank correlation, no sign: maps of a fresh last layer, of other images": ", ".join(
+            number(shuffled[name]["absolute"]) for name in ("classifier", "another image")
         ),
     }

@@ -18,9 +18,17 @@ from cam import generate_class_activation_map
 from config import complete_config, defaults
 from dataset import LOADERS, ImageDataset, load_datasets
 from models import CNN
-from studies import edits, measures, trust
+from studies import edits, measures, objects, trust
 from studies.evidence import colours, delete, focus, randomise
-from studies.objects import SIX, describe_six, edit, explain_3536, locate, move_randomly
+from studies.objects import (
+    SIX,
+    describe_six,
+    edit,
+    empty_each,
+    explain_3536,
+    locate,
+    move_randomly,
+)
 from studies.subject import Boxed, Subject
 from studies.trust import trained_on
 
@@ -259,13 +267,49 @@ def test_pictures_that_take_part_several_times_count_once_in_an_interval():
     covered = 0
     for _ in range(200):
         hits = (generator.random(20) < 0.5).repeat(9)  # of a picture all nine or none
-        found = measures.grouped_rate(hits, np.arange(20).repeat(9))
+        found = measures.rate_with_interval(hits, np.arange(20).repeat(9))
         covered += found["low"] <= 0.5 <= found["high"]
         assert found["count"] == 20
     assert covered > 180
-    assert measures.grouped_rate([False] * 18, [0] * 9 + [1] * 9)["high"] > 0.5
-    one = measures.grouped_rate([True, False, False, False], [7] * 4)
-    assert one == {"mean": 0.25, "low": 0.25, "high": 0.25, "count": 1}
+    alone = measures.rate_with_interval([True, True, False, False])
+    assert measures.rate_with_interval([True, False] * 20, [1, 2, 3, 4] * 10) == alone
+
+
+def test_where_backgrounds_decide_many_objects_on_them_make_no_interval_narrow():
+    generator = np.random.default_rng(0)
+    objects, grounds = np.arange(200) % 20, np.arange(200) // 20
+    covered = {"one by one": 0, "both": 0}
+    for _ in range(200):
+        hits = (generator.random(10) < 0.5)[grounds]  # on a background all objects or none
+        both = measures.crossed_rate(hits, objects, grounds, draws=400)
+        for name, found in (("one by one", measures.rate_with_interval(hits)), ("both", both)):
+            covered[name] += found["low"] <= 0.5 <= found["high"]
+        assert both["count"] == 20
+    assert covered["both"] > 170 and covered["one by one"] < 100
+
+
+def test_parachutes_are_told_one_by_one_and_those_of_which_something_remains_apart(monkeypatch):
+    monkeypatch.setattr(objects, "REMAINS", (0, 6))
+    dataset = painted_dataset()
+    boxed = painted_boxes(dataset)[[0, 3, 6, 9]]  # all are red
+    boxed.masks, boxed.pixels = boxed.masks.clone(), boxed.pixels.clone()
+    boxed.masks[2] = box_mask(torch.tensor([[0.1, 0.1, 0.9, 0.9]]), SIZE, SIZE)
+    boxed.pixels[2][:, ~boxed.masks[2]] = PAINT[1][:, None]  # and this is green without its middle
+    boxed.masks[3] = True
+    found = empty_each(Subject(Painted(), dataset), boxed, generator())
+    columns = {key: [row[key] for row in found["pictures"]] for key in found["pictures"][0]}
+    assert columns == {
+        "index": [0, 3, 6, 9],
+        "called": ["red"] * 4,
+        "painted_over": ["red", "red", "green", columns["painted_over"][3]],
+        "noise": [1.0, 1.0, 0.0, columns["noise"][3]],
+        "remains": [True, False, True, False],
+        "counts": [True, True, True, False],
+    }
+    assert {name: (one["mean"], one["count"]) for name, one in found["noise"].items()} == {
+        "remains": (0.5, 2),
+        "nothing": (1.0, 1),
+    }
 
 
 def test_a_network_that_looks_at_one_corner_is_caught_there():
