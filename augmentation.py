@@ -18,7 +18,7 @@ def draw_augmentation(count, size, config, generator, mirrored=None):
     """
     height, width = size
     drawn = (config["crop_size"] or height, config["crop_size"] or width)
-    uniform = torch.rand(count, 8, generator=generator)  # all: no key here moves another
+    uniform = torch.rand(count, 8, generator=generator)  # all, and 4 is free: no key moves another
     signed = uniform * 2 - 1
     angle = torch.deg2rad(signed[:, 0] * config["rotate"])
     scale = 1 + signed[:, 1] * config["zoom"]
@@ -99,7 +99,8 @@ def curves(knots, side):
 
 
 def cut_out(images, centres, side):
-    """Set a square of `side` pixels around each centre (n, 2) to 0, the mean, in place.
+    """Set a square of `side` pixels around each centre (n, 2), row and column, of the images
+    (n, C, H, W) to 0, the mean, in place.
 
     DeVries and Taylor 2017: the square may reach over the edge.
     """

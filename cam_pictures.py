@@ -70,9 +70,9 @@ def save_cam_visualization(
     page.save(path, compress_level=3)
 
 
-def save_thumbnail(image, activation, path, limit, side=128):
-    """The overlay alone, `side` pixels wide, as WebP."""
-    photo = to_pixels(image).resize((side, side), Image.Resampling.BICUBIC)
+def save_thumbnail(image, activation, path, limit):
+    """The overlay alone, 128 pixels a side, as WebP."""
+    photo = to_pixels(image).resize((128, 128), Image.Resampling.BICUBIC)
     blend(photo, activation.maps[0].float().cpu(), limit or 1.0).save(path, quality=80)
 
 

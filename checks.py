@@ -1,4 +1,5 @@
-"""What must hold before anything is loaded, and the sizes that a data set fixes."""
+"""What must hold before anything is loaded, and the sizes that a data set fixes; on top of it all
+stand the few facts that every module asks for: rank, world, memory, the first line of an error."""
 
 import contextlib
 import copy

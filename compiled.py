@@ -18,10 +18,10 @@ import sys
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 
 from checks import first_line
 from distributed import world
+from steps import mean_losses
 
 CACHE = Path("runs") / ".compiled"
 # steps from which on it pays: compiling takes 15 s once, capturing a graph less than one
@@ -31,7 +31,7 @@ WORTH_IT = {"cpu": 30_000, "cuda": 500}
 def choose_compiled(config, model, device, steps):
     """Whether config["compile"] asks for the one call; "auto" where it pays and exists.
 
-    A function of the config and the machine alone, so that the same command gives the same numbers.
+    A function of the run and the machine alone, so that the same command gives the same numbers.
     """
     worth_it = WORTH_IT.get(device.type, math.inf)
     if config["compile"] == "off" or (config["compile"] == "auto" and steps < worth_it):
@@ -55,9 +55,10 @@ def choose_compiled(config, model, device, steps):
 
 
 def make_step(plain, model, optimizer, images, labels, steps, config):
-    """The step `plain`, or the same one as one call, for batches like this one.
+    """The step `plain`, or the same one as one call, for batches like this one: images
+    (n, C, H, W) and labels (n,), of a stack of S networks (S, n, ...) and (S, n).
 
-    config["compile"] then says which: "on" or "off".
+    `steps` are those of the whole run. config["compile"] then says which it is: "on" or "off".
     """
     device = next(model.parameters()).device
     compiles = choose_compiled(config, model, device, steps)
@@ -172,16 +173,6 @@ def prepare_state(optimizer):
     return [parameter.detach() for parameter in parameters], *columns
 
 
-def mean_losses(logits, targets, label_smoothing):
-    """Mean cross-entropy of a batch (n, K); of a stack of batches (S, n, K) one a seed, (S,). The
-    targets are labels, or probabilities of the shape of the logits."""
-    targets = targets.movedim(-1, 1) if targets.shape == logits.shape else targets
-    losses = F.cross_entropy(
-        logits.movedim(-1, 1), targets, reduction="none", label_smoothing=label_smoothing
-    )
-    return losses.mean(-1)
-
-
 def traceable_step(model, group, config):
     """The step as a function of tensors alone."""
     names = [name for name, _ in model.named_parameters()]
@@ -253,7 +244,7 @@ def cache_key(model, group, images, config):
     return hashlib.sha256(json.dumps(parts).encode() + sources).hexdigest()[:16]
 
 
-SOURCES = ("compiled.py", "models.py", "seeds.py")  # what is traced
+SOURCES = ("compiled.py", "models.py", "seeds.py", "steps.py")  # what is traced
 
 
 def compile_ahead(step, arguments, path):

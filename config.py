@@ -54,7 +54,8 @@ defaults = {  # --help shows what stands beside a key
     "preset": "none",  # settings of the script that are laid over its config first
 }
 
-# what a resumed run may change: how long it runs and where it logs, not what it computes
+# what a resumed run may say differently: how long it runs, where it computes and where it logs;
+# `compile` then stays as it began
 RESUMABLE = {
     "epochs",
     "run_dir",
@@ -166,8 +167,8 @@ def parse_config(config, presets=None, args=None):
             preset = choose_preset(base, find_flag(args, "--dataset"), presets)
         if preset in presets:
             base = merge(base, presets[preset]) | {"preset": preset}
-        base = with_kind(base, find_flag(args, "--model.kind"))
         check_values(base)  # flags take their types from it
+        base = with_kind(base, find_flag(args, "--model.kind"))
         parsed = check_config(parse_flags(base, ["none", *presets], args))
         check_explained(merge(defaults, config), parsed)
         if explains and find_flag(args, "--data_dir"):  # "data" is a choice, too, where it is named
@@ -205,8 +206,8 @@ def announce_preset(config, dataset, presets):
 
 def with_kind(config, kind):
     """`config` for a network of another kind: without the settings that this one does not have."""
-    model = config.get("model")
-    if kind not in MODEL or not isinstance(model, dict) or model.get("kind") == kind:
+    model = config["model"]
+    if kind not in MODEL or model["kind"] == kind:
         return config
     kept = {key: value for key, value in model.items() if key in MODEL[kind]}
     if (left_out := model.keys() - kept - {"kind"}) and rank() == 0:

@@ -121,8 +121,7 @@ def log_to_wandb(folder, results, training, rows, pictures):
         training.wandb = sink = WandbSink(folder, config, begun)
         for row in [] if begun else training.history:
             sink.log(row)
-    has_map = hasattr(training.model, "features")
-    draw_maps = (lambda: overlays(training, rows)) if has_map and rows else list
+    draw_maps = (lambda: overlays(training, rows)) if training.has_map and rows else list
     sink.log_end(final_numbers(results), results, training.val_set, rows, draw_maps, pictures)
 
 

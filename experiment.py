@@ -46,7 +46,7 @@ def experiment(function):
     @functools.wraps(function)
     def main(config):
         with together(config):
-            config = from_first(name_run, config, name, function.__globals__["config"])
+            config = from_first(name_run, config, name, function.__globals__.get("config", ()))
             several = run_seeds if config["seeds"] else run
             return several(function, name, config)
 
@@ -117,27 +117,26 @@ def run_seeds(function, name, config):
         check_lengths(folder, config["epochs"])
         with disk_errors_explained(folder, config):
             first_only(add_seeds)(config)
+    runs, before = [], []
     try:
         stacked = train_fresh(config, singles) if can_stack(config) else []
-        ended = [run_one(function, name, single, single in stacked, folder) for single in singles]
+        for single in singles:  # the images and the network of one seed are let go before the next
+            training = None
+            results, training = run_one(function, name, single, single in stacked, folder)
+            runs.append(results)
+            before += [] if single in stacked else [training.seconds_before]
     except Stopped as stop:
         raise Stopped(stop.signum, folder) from None
     except (ValueError, OSError):
         if config["resume"] == "none" and rank() == 0 and not any(folder.glob("seed_*")):
             shutil.rmtree(folder, ignore_errors=True)  # it ended before any training began
         raise
-    runs, trainings = zip(*ended, strict=True)
-    before = [
-        training.seconds_before
-        for training, single in zip(trainings, singles, strict=True)
-        if single not in stacked
-    ]
     longest_or_all = max if can_stack(config) else sum  # the seeds of a stack learn at once
     results = {
         "exercise": name,
         "config": config,
         "seeds": config["seeds"],
-        "runs": list(runs),
+        "runs": runs,
         **over_seeds(runs),
         "seconds": longest_or_all(before or [0]) + time.perf_counter() - start,
         "run_dir": config["run_dir"],
@@ -146,7 +145,7 @@ def run_seeds(function, name, config):
         if all((Path(run["run_dir"]) / "metrics.csv").is_file() for run in runs):
             draw_seeds(folder, [run["run_dir"] for run in runs])
         first_only(write_json)(folder / "results.json", results)
-    print(seeds_block(results, trainings[0]), flush=True)
+    print(seeds_block(results, training), flush=True)
     return results
 
 
@@ -230,7 +229,8 @@ def going_on(config):
 
 
 def summarise(model, val_accuracies, val_losses, test):
-    """The results of one training: validation at its best epoch (from 1), test, size."""
+    """The results of one training: validation at its best epoch (from 1), test, size. Accuracies
+    and losses are a float an epoch, `test` is what `evaluate` returned."""
     best = max(range(len(val_accuracies)), key=val_accuracies.__getitem__)
     return {
         "val": {

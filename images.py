@@ -17,10 +17,6 @@ from cache import channel_statistics, read_cached, remembered_statistics
 
 PICTURES = "imagenette2-160"  # the folder of Imagenette, as torchvision unpacks it
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-MNIST_FILES = {
-    split: [f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"]
-    for split, prefix in (("train", "train"), ("test", "t10k"))
-}
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -57,15 +53,15 @@ def load_digits(config):
 def load_mnist(config):
     """The original IDX files in data_dir/MNIST/raw, downloaded by torchvision where missing."""
     raw = Path(config["data_dir"]) / "MNIST" / "raw"
-    if not all((raw / name).is_file() for names in MNIST_FILES.values() for name in names):
-        _download("MNIST", config["data_dir"], raw, [n for f in MNIST_FILES.values() for n in f])
+    files = [raw / name for name in MNIST_SHA256]
+    if not all(file.is_file() for file in files):
+        _download("MNIST", config["data_dir"], raw, MNIST_SHA256)
     splits = {}
-    for split, (image_file, label_file) in MNIST_FILES.items():
-        images, labels = read_idx(raw / image_file, 3), read_idx(raw / label_file, 1)
+    for split, (image_file, label_file) in {"train": files[:2], "test": files[2:]}.items():
+        images, labels = read_idx(image_file, 3), read_idx(label_file, 1)
         if len(images) != len(labels) or images.shape[1:] != (28, 28) or labels.max() > 9:
-            raise ValueError(f"{raw / image_file} and {label_file} do not belong together")
+            raise ValueError(f"{image_file} and {label_file.name} do not belong together")
         splits[split] = (torch.from_numpy(images[:, None]), torch.from_numpy(labels).long())
-    files = [raw / name for names in MNIST_FILES.values() for name in names]
     statistics = remembered_statistics(files, splits["train"][0].numpy(), config, check_mnist)
     return splits, [str(digit) for digit in range(10)], *statistics
 

@@ -122,14 +122,16 @@ class CNN(nn.Module):
     """Fully convolutional network: images (N, C, H, W) -> logits (N, K).
 
     `layers` has one entry a layer: an int (its channels), or a dict with "channels" that overrides
-    kernel_size, stride, padding, dropout or pool (2 by default, 1 for none) for that layer alone.
-    A layer pools only while its map keeps `min_map` cells a side. With `whiten` a layer of 2x2
-    kernels comes before them, which `whiten` sets and training leaves alone. The head is global
-    average pooling and one Linear, so that every CNN can be explained by class activation maps
-    (Zhou et al. 2016): `features` is what enters the average, (N, C', h, w), and `classifier`
+    kernel_size, stride, padding, dropout or pool (2 by default, 1 for none) for that layer alone. A
+    layer pools only while its map keeps `min_map` cells a side, which `image_size`, pixels a side,
+    decides. With `residual` every layer has a skip (He et al. 2016). With `whiten` a layer of 2x2
+    kernels comes before them, without one, which `whiten` sets and training leaves alone. The head
+    is global average pooling and one Linear, so that every CNN can be explained by class activation
+    maps (Zhou et al. 2016): `features` is what enters the average, (N, C', h, w), and `classifier`
     weighs it.
 
-    Raises ValueError for an unknown key of a layer, and where a layer would leave no cell.
+    Raises ValueError for an unknown key of a layer, where a layer would leave no cell, and where a
+    residual layer's padding is not (kernel_size - 1) / 2.
     """
 
     def __init__(
@@ -242,7 +244,7 @@ def build_model(config: dict, known: tuple | None = None) -> nn.Module:
     """
     config = defaults | config
     model = fit_model(config, known)
-    if "layers" in model and model["kind"] != "cnn":
+    if model["kind"] in ("mlp", "skip_mlp"):
         model["layer_sizes"] = model.pop("layers")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch.nn import functional as F
+from torch.nn.utils import get_total_norm
 
 from models import evaluating
 
@@ -13,10 +14,11 @@ IMAGES = 64  # that the gradient is taken of
 class Norms:
     """norms(epoch) -> {"weight_norm/<layer>": L2 norm, "gradient_norm/<layer>": ...}.
 
-    The gradient is that of the mean loss of some training images, the same ones always, in eval
-    mode: a pass of its own, since a compiled step keeps its gradients to itself. It is taken every
-    few epochs, so that it costs at most one of a hundred `steps`. Weights, statistics and random
-    state stay as they are, to the bit.
+    The gradient is that of the mean cross-entropy of some training images and their labels, the
+    same ones always, in eval mode, whatever the run's own loss adds: a pass of its own, since a
+    compiled step keeps its gradients to itself. It is taken every few epochs, so that it costs at
+    most one of a hundred `steps`. Weights, statistics and random state stay as they are, to the
+    bit.
     """
 
     def __init__(self, model, train_set, steps):
@@ -31,21 +33,18 @@ class Norms:
         }
 
     def __call__(self, epoch):
-        parameters = [p for own in self.layers.values() for p in own]
-        found = self._lengths("weight_norm", [p.detach() for p in parameters])
+        found = self._lengths("weight_norm", self.layers.values())
         if (epoch - 1) % self.every == 0:
-            found |= self._lengths("gradient_norm", self._gradients(parameters))
+            found |= self._lengths("gradient_norm", self._gradients())
         return found
 
-    def _gradients(self, parameters):
+    def _gradients(self):
         with evaluating(self.model):
             loss = F.cross_entropy(self.model(self.images).float(), self.labels)
-        return torch.autograd.grad(loss, parameters)  # .grad is left to the optimizer
+        parameters = [p for own in self.layers.values() for p in own]
+        gradients = iter(torch.autograd.grad(loss, parameters))  # .grad is left to the optimizer
+        return [[next(gradients) for _ in own] for own in self.layers.values()]
 
     def _lengths(self, name, tensors):
-        squares = torch.stack(torch._foreach_norm(tensors)).cpu().square().tolist()
-        found = {}
-        for layer, own in self.layers.items():
-            mine, squares = squares[: len(own)], squares[len(own) :]
-            found[f"{name}/{layer}"] = math.sqrt(math.fsum(mine))
-        return found
+        norms = torch.stack([get_total_norm(own) for own in tensors]).tolist()
+        return {f"{name}/{layer}": norm for layer, norm in zip(self.layers, norms, strict=True)}

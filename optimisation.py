@@ -80,16 +80,16 @@ def is_kernel(weight):
     return weight.ndim == 4
 
 
-def orthogonalise(matrix, steps=5):
+def orthogonalise(matrix):
     """A matrix (m, n) with its singular values brought to between 0.7 and 1.2, its vectors kept.
 
-    `steps` of a quintic Newton-Schulz iteration with the coefficients of Jordan et al. 2024, on a
-    GPU in bfloat16 as there. The smallest of a badly conditioned matrix may stay below.
+    Five steps of a quintic Newton-Schulz iteration with the coefficients of Jordan et al. 2024, on
+    a GPU in bfloat16 as there. The smallest of a badly conditioned matrix may stay below.
     """
     x = matrix / (matrix.norm() + 1e-12)
     x = x.bfloat16() if x.is_cuda else x
     x = x.T if len(matrix) > matrix.shape[1] else x  # the smaller product
-    for _ in range(steps):
+    for _ in range(5):
         square = x @ x.T
         x = 3.4445 * x + (2.0315 * square @ square - 4.775 * square) @ x
     return (x.T if len(matrix) > matrix.shape[1] else x).to(matrix.dtype)

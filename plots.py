@@ -33,18 +33,9 @@ MOST_NAMED = 60  # classes of a confusion matrix; of more it is drawn without th
 STYLES, MARKERS = ("-", "--", "-.", ":"), "osv^D*PXh"  # so that grey print tells them apart, too
 
 
-@first_only
 def draw_curves(run_dir):
     """plots/curves.png: loss and accuracy of training and validation against the epoch."""
-    rows = read_metrics(Path(run_dir) / "metrics.csv")
-    epochs = [row["epoch"] for row in rows]
-    figure, axes = curve_axes()
-    for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
-        for split, colour, style in SPLITS:
-            values = [row[f"{split}/{metric}"] for row in rows]
-            axis.plot(epochs, values, style, color=colour, label=NAMES[split], **markers(epochs))
-        axis.legend(frameon=False)
-    save_figure(figure, Path(run_dir) / "plots" / "curves.png")
+    draw_seeds(run_dir, [run_dir])
 
 
 def read_metrics(path):
@@ -66,23 +57,22 @@ def curve_axes(height=3.4):
     return figure, axes
 
 
-def markers(epochs):
-    return {"marker": "o" if len(epochs) < 10 else None, "markersize": 4}
-
-
 @first_only
 def draw_seeds(run_dir, folders):
-    """run_dir/plots/curves.png of several seeds, whose run folders are `folders`: their mean, and a
+    """run_dir/plots/curves.png of the runs in `folders`, one a seed: of several their mean, and a
     band from the lowest to the highest."""
     runs = [read_metrics(Path(folder) / "metrics.csv") for folder in folders]
     figure, axes = curve_axes()
     for axis, metric in zip(axes, ("loss", "accuracy"), strict=True):
         for split, colour, style in SPLITS:
             epochs, mean, *band = spread(runs, f"{split}/{metric}")
-            axis.fill_between(epochs, *band, color=colour, alpha=0.2, linewidth=0)
-            axis.plot(epochs, mean, style, color=colour, label=NAMES[split], **markers(epochs))
+            if len(runs) > 1:
+                axis.fill_between(epochs, *band, color=colour, alpha=0.2, linewidth=0)
+            look = {"marker": "o" if len(epochs) < 10 else None, "markersize": 4}
+            axis.plot(epochs, mean, style, color=colour, label=NAMES[split], **look)
         axis.legend(frameon=False)
-    figure.suptitle(f"mean of {len(runs)} seeds; band: lowest to highest", size=10)
+    if len(runs) > 1:
+        figure.suptitle(f"mean of {len(runs)} seeds; band: lowest to highest", size=10)
     save_figure(figure, Path(run_dir) / "plots" / "curves.png")
 
 

@@ -22,7 +22,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from checkpoint import CheckpointWriter, save_checkpoint
 from checks import memory_bytes
-from compiled import WORTH_IT, make_step, mean_losses
+from compiled import WORTH_IT, make_step
 from dataset import draw_epoch, load_datasets, prepare
 from devices import choose_device, keep_on
 from evaluate import as_metrics, evaluate
@@ -31,7 +31,14 @@ from models import MLP, SkipMLP, build_model
 from norms import Norms
 from optimisation import Schedule, make_optimizer
 from progress import Progress
-from steps import check_finite, not_finite, threads_restored, train_epoch, uses_bfloat16
+from steps import (
+    check_finite,
+    mean_losses,
+    not_finite,
+    threads_restored,
+    train_epoch,
+    uses_bfloat16,
+)
 from teacher import load_teacher
 from tracking import Tracker, only_writer, open_run, write_manifest
 from training import check_classes, memory_errors_explained
@@ -97,20 +104,19 @@ def can_stack(config):
     depend on which seeds are trained together, and without what keeps statistics."""
     if config["model"]["kind"] not in ("mlp", "skip_mlp"):
         return False
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(config)
+    model = build_model(config)
     draws = any(isinstance(module, _DropoutNd) for module in model.modules())
     return not draws and not any(True for _ in model.buffers())
 
 
 def fit_together(configs):
-    """Whether the images of all seeds fit in the memory, where a stack has them side by side."""
-    with redirect_stdout(None):
-        train_set = load_datasets(configs[0])[0]
+    """Whether the images of all seeds fit in the memory, where a stack has them side by side.
+    Prints what was loaded, once for all seeds."""
+    train_set = load_datasets(configs[0])[0]
     return len(configs) * train_set.images.nbytes < memory_bytes() / 2
 
 
-def train_seeds(configs, workers=0):
+def train_seeds(configs):
     """Train one network a config, which differ in seed and run folder, as `train` would.
 
     Leaves in every run folder what `train` leaves there, so that a run that resumes it finds its
@@ -118,10 +124,10 @@ def train_seeds(configs, workers=0):
     numbers within rounding. TensorBoard is written at the end, and W&B by the single runs that
     follow; until then the checkpoints hold the history.
 
-    On a CPU the seeds are dealt to `workers` processes of one thread and one stack each; 0 takes
-    one a core, where the run is long enough to pay for starting them.
+    On a CPU the seeds are dealt to processes of one thread and one stack each, one a core, where
+    the run is long enough to pay for starting them.
     """
-    workers = min(workers or count_workers(configs[0]), len(configs))
+    workers = min(count_workers(configs[0]), len(configs))
     if workers == 1:
         return train_stack(configs)
     parts = [configs[first::workers] for first in range(workers)]
@@ -161,8 +167,11 @@ def interrupts_held():
 
 
 def count_workers(config):
-    """Threads in step with one another lose more than they win on networks this small."""
-    images = len(load_datasets(config)[0]) * config["epochs"]
+    """How many processes train the seeds: on a CPU one a core, where the run is long enough to pay
+    for starting them. Threads in step with one another lose more than they win on networks this
+    small."""
+    with redirect_stdout(None):
+        images = len(load_datasets(config)[0]) * config["epochs"]
     pays = images >= WORTH_IT["cpu"] * config["batch_size"]
     on_cpu = choose_device(config["device"]).type == "cpu"
     return torch.get_num_threads() if pays and on_cpu else 1

@@ -4,8 +4,10 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import torch
+from torch.func import vmap
 from torch.nn import functional as F
 
 from models import convolves
@@ -24,7 +26,7 @@ def plain_step(model, optimizer, config, teacher=None):
     def step(images, labels):
         logits = forward(images).float()  # a loss in bfloat16 is 0 where the model is sure
         targets = teacher(images) if teacher else labels
-        loss = F.cross_entropy(logits, targets, label_smoothing=config["label_smoothing"])
+        loss = mean_losses(logits, targets, config["label_smoothing"])
         loss.backward()
         optimizer.found_inf = not_finite(loss)  # then it leaves the weights as they are
         optimizer.step()
@@ -32,6 +34,14 @@ def plain_step(model, optimizer, config, teacher=None):
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
     return step
+
+
+def mean_losses(logits, targets, label_smoothing):
+    """The loss that every step goes down, plain, compiled or of a stack: mean cross-entropy of a
+    batch (n, K), in nats; of a stack of batches (S, n, K) one a seed, (S,). The targets are labels,
+    or probabilities of the shape of the logits."""
+    loss = partial(F.cross_entropy, label_smoothing=label_smoothing)
+    return vmap(loss)(logits, targets) if logits.ndim == 3 else loss(logits, targets)
 
 
 def not_finite(loss):
@@ -77,12 +87,12 @@ def threads_restored() -> Iterator[None]:
 
 
 def train_epoch(step, batches, schedule, sizes=None):
-    """One pass over `batches`; (losses of the steps, means over its images as metrics).
+    """One pass over `batches`; (losses (steps,) in nats, means over its images as metrics).
 
     The images are met as trained: augmented, with dropout. Ends early where a loss is not finite;
-    on a GPU, where asking would stall every step, that is seen at the end. A stack of networks has
-    a loss each, and lists as metrics. `sizes` are the images of every step, where `batches` are
-    shares of them.
+    on a GPU, where asking would stall every step, that is seen at the end. A stack of S networks
+    has losses (steps, S), and lists as metrics. `sizes` are the images of every step, where
+    `batches` are shares of them.
     """
     start, losses, hits, own_sizes = time.perf_counter(), [], [], []
     for images, labels in batches:
@@ -104,8 +114,8 @@ def train_epoch(step, batches, schedule, sizes=None):
 
 
 def check_finite(losses, model, epoch, schedule, of=""):
-    """Raise ValueError where a loss of the epoch's steps, or a weight after it, is not finite; `of`
-    says whose, where several are trained."""
+    """Raise ValueError where a loss of the epoch's steps (steps,), or a weight after it, is not
+    finite; `of` says whose, where several are trained."""
     good = losses.isfinite()
     if good.all() and all(parameter.isfinite().all() for parameter in model.parameters()):
         return

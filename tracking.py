@@ -151,16 +151,12 @@ def note_resumed(folder, config, epoch, device):
 
 def git_commit():
     """The commit of this code, with a plus where files differ from it; "unknown" without git."""
-    here = Path(__file__).parent
-
-    def git(*arguments):
-        return subprocess.run(
-            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
+    git = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+        home = Path(__file__).parent
+        return subprocess.run(
+            git, cwd=home, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

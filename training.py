@@ -69,6 +69,9 @@ def train(
 ) -> tuple[list[float], list[float]]:
     """Train `model` in place; return (validation accuracies, validation losses), a float an epoch.
 
+    Inside an @experiment it also leaves network, images and history, and the W&B run still open,
+    for the end of the run (outcome.py).
+
     Starts afresh, or goes on from the last checkpoint of config["resume"], on a CPU bit for bit as
     if it had never stopped. Leaves the weights of the best epoch by validation accuracy in the
     model, in eval mode. On SIGINT or SIGTERM it stops at the next batch and raises Stopped. Raises

@@ -85,7 +85,8 @@ def run_study(subject, train_set, boxes, seed):
 @exit_cleanly
 def main(flags):
     start = time.perf_counter()
-    model, state = load_trained(find_checkpoint(flags.checkpoint))
+    checkpoint = find_checkpoint(flags.checkpoint)
+    model, state = load_trained(checkpoint)
     config = defaults | state["config"] | {"data_dir": flags.data_dir}
     if config["dataset"] != "imagenette" or not hasattr(model, "features"):
         raise ValueError(
@@ -104,7 +105,7 @@ def main(flags):
                           if i in boxes["train"]}  # fmt: skip
     study = run_study(Subject(model, test_set), train_set, boxes, flags.seed)
     about = describe_process(next(model.parameters()).device)
-    about |= {"checkpoint": flags.checkpoint, "epoch": state["epoch"]}
+    about |= {"checkpoint": str(checkpoint), "epoch": state["epoch"]}
     about |= {"held_out_boxed": config["hold_out_boxed"], "seconds": time.perf_counter() - start}
     out = Path(flags.out)
     out.mkdir(parents=True, exist_ok=True)

@@ -254,9 +254,9 @@ def idx(values, *sizes):
 def test_an_idx_file_of_another_data_set_is_not_taken_for_mnist(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for image_file, label_file in images.MNIST_FILES.values():
-        (raw / image_file).write_bytes(idx([7] * 784, 1, 28, 28))
-        (raw / label_file).write_bytes(idx([7], 1))
+    for name in images.MNIST_SHA256:
+        content = idx([7] * 784, 1, 28, 28) if "images" in name else idx([7], 1)
+        (raw / name).write_bytes(content)
     with pytest.raises(ValueError, match="is not MNIST's file of that name"):
         load_datasets(exercise_1_1.config | {"data_dir": str(tmp_path)})
 
@@ -265,9 +265,8 @@ def test_an_idx_file_of_another_data_set_is_not_taken_for_mnist(tmp_path):
 def test_one_flipped_bit_of_mnist_is_noticed(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for names in images.MNIST_FILES.values():
-        for name in names:
-            (raw / name).symlink_to(DATA / "MNIST" / "raw" / name)
+    for name in images.MNIST_SHA256:
+        (raw / name).symlink_to(DATA / "MNIST" / "raw" / name)
     content = bytearray((raw / "t10k-labels-idx1-ubyte").read_bytes())
     content[5000] ^= 1
     (raw / "t10k-labels-idx1-ubyte").unlink()

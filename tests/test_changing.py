@@ -75,6 +75,18 @@ def test_a_new_kind_without_layers_gets_the_number_of_classes(monkeypatch, digit
     assert models.build_model(config).out_features == 10
 
 
+def test_a_new_kind_with_layers_gets_them_by_that_name(monkeypatch, digits_config):
+    class Deep(models.MLP):
+        def __init__(self, layers):
+            super().__init__(layers)
+
+    monkeypatch.setitem(rules.MODEL, "deep", {"layers": rules.SIZES})
+    monkeypatch.setitem(rules.KIND, "kind", rules.one_of(*rules.MODEL))
+    monkeypatch.setitem(models.MODELS, "deep", Deep)
+    config = complete_config(digits_config | {"model": {"kind": "deep", "layers": [64, 8, 10]}})
+    assert models.count_parameters(models.build_model(config)) == 610
+
+
 @pytest.mark.parametrize(
     "changes",
     [

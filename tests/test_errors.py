@@ -221,6 +221,22 @@ def test_a_config_that_lacks_a_part_names_the_config_to_start_from(capsys):
     assert "cam is missing: lay your changes over exercise_2_3.config" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("model", "kind", "thing"),
+    [
+        ({"kind": "mlp", "layers": 5}, "cnn", "model.layers"),
+        ({"kind": "cnn", "layers": [{"kernel_size": 5}]}, "mlp", "model.layers[0].channels"),
+    ],
+)
+def test_a_mistake_in_the_dict_is_named_with_a_network_of_another_kind_too(
+    model, kind, thing, capsys
+):
+    with pytest.raises(SystemExit) as stop:
+        parse_config(exercise_1_1.config | {"model": model}, {}, ["--model.kind", kind])
+    assert stop.value.code == 2
+    assert thing in capsys.readouterr().err
+
+
 def test_cuda_without_one_is_refused(capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(SystemExit) as stop:

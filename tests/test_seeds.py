@@ -1,15 +1,20 @@
 """Seeds trained at once are the runs of each seed, within rounding."""
 
+import gc
 from pathlib import Path
 
 import pytest
 import torch
 
+import compiled
 import exercise_1_1
+import exercise_1_3
+import experiment
 import seeds
+import steps
 from checkpoint import load_checkpoint
 from config import complete_config
-from dataset import load_datasets
+from dataset import ImageDataset, load_datasets
 from models import build_model
 from optimisation import make_optimizer
 from seeds import Stack, train_seeds
@@ -37,6 +42,35 @@ def test_a_stack_computes_what_its_networks_compute(digits_config):
     images = torch.randn(3, 5, 1, 8, 8)
     expected = torch.stack([model(x) for model, x in zip(models, images, strict=True)])
     torch.testing.assert_close(Stack(models)(images), expected)
+
+
+def test_every_step_goes_down_the_same_loss_plain_compiled_or_stacked():
+    assert steps.mean_losses is compiled.mean_losses is seeds.mean_losses
+    assert (
+        "steps.py" in compiled.SOURCES
+    )  # a step that was compiled before another loss is not taken
+
+
+def test_the_losses_of_a_stack_are_those_of_its_batches_for_labels_and_for_probabilities():
+    logits, labels = torch.randn(3, 5, 4), torch.randint(4, (3, 5))
+    for targets in (labels, torch.rand(3, 5, 4).softmax(2)):
+        expected = [steps.mean_losses(*one, 0.1) for one in zip(logits, targets, strict=True)]
+        found = steps.mean_losses(logits, targets, 0.1)
+        torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_a_seed_lets_its_images_and_network_go_before_the_next_begins(digits_config, monkeypatch):
+    run_one, alive = experiment.run_one, []
+
+    def counted(*given):
+        gc.collect()
+        alive.append(sum(type(thing) is ImageDataset for thing in gc.get_objects()))
+        return run_one(*given)
+
+    monkeypatch.setattr(experiment, "run_one", counted)
+    model = exercise_1_3.config["model"] | {"layers": [4]}
+    exercise_1_3.main(digits_config | {"model": model, "seeds": [0, 1, 2]})
+    assert len(alive) == 3 and len(set(alive)) == 1
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

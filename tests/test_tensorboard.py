@@ -59,7 +59,7 @@ def test_training_and_validation_are_in_one_chart_and_all_else_in_its_own(finish
 
 
 def test_the_config_is_a_text(finished):
-    (event,) = finished[2].Tensors("config")
+    (event,) = finished[2].Tensors("config/text_summary")
     text = event.tensor_proto.string_val[0].decode()
     assert "| lr | `0.001` |" in text
     assert "| model.layers | `[64, 64, 64, 10]` |" in text
