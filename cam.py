@@ -298,7 +298,7 @@ def main(flags):
     photos, files = read_photos(flags.photos, state["config"], state["data"])
     out = Path(flags.out).expanduser()
     if flags.out == "auto":
-        out = Path("runs") / "cam" / datetime.now().strftime("%Y%m%d-%H%M%S")
+        out = Path("runs") / "cam" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
     others = [n for n in ("config.json", "manifest.json", "index.html") if (out / n).exists()]
     if others and not (out / "maps.npy").is_file():
         raise ValueError(f"--out {out} has a {others[0]} that is not of maps: name a new folder")

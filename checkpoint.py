@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from checks import first_line
+from checks import first_line, started_config
 from distributed import first_only
 from models import build_model
 from rules import check_model
@@ -221,6 +221,13 @@ def find_checkpoint(path: str | Path) -> Path:
     raise FileNotFoundError(
         f"no checkpoint at {best}: that folder is no run, or has not trained an epoch"
     )
+
+
+def data_dir_of(state, path):
+    """Where the data are of the run whose checkpoint at `path` holds `state`: they may have been
+    moved since it was written, and the resumed run told so."""
+    told = started_config(path.parent.parent).get("data_dir")
+    return told if isinstance(told, str) else state["config"]["data_dir"]
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, dict]:

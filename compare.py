@@ -20,6 +20,10 @@ def compare(paths):
     if not paths:
         raise ValueError("there are only figures of earlier comparisons there: name run folders")
     runs = [read_run(path) for path in paths]
+    names = [run["name"] for run in runs]
+    for run, path in zip(runs, paths, strict=True):
+        if names.count(run["name"]) > 1:
+            run["name"] = f"{path.absolute().parent.name}/{run['name']}"
     print(compared(runs, shutil.get_terminal_size().columns))
     figure = paths[0].parent / "compared.png"
     named = [(run["name"], run["curves"]) for run in runs if run["curves"]]

@@ -274,7 +274,7 @@ def complete_config(config, exercise="run", own=()):
     if ".." in Path(config["run_dir"]).parts:  # making a/../b would leave an a behind
         config["run_dir"] = str(Path(config["run_dir"]).resolve())
     if config["run_dir"] == "auto":
-        now = datetime.now().strftime("%Y%m%d-%H%M%S")
+        now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
         seed = "seeds" if config["seeds"] else config["seed"]
         name = f"{config['dataset']}-{config['model']['kind']}-{seed}"
         name = "maps" if only_draws(config) else name

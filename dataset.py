@@ -338,4 +338,9 @@ def describe_sets(train_set, val_set, test_set):
             f"{int(counts[most]):,} of {names[most]}; always saying {names[most]} would be right "
             f"for {counts[most] / counts.sum():.0%} of them"
         )
+    for split, dataset in (("validation", val_set), ("test", test_set)):
+        there = set(dataset.labels.tolist())
+        if lacking := [n for label, n in enumerate(dataset.classes) if label not in there]:
+            some = ", ".join(lacking[:3]) + ", ..." * (len(lacking) > 3)
+            text += f"\nno {split} image of {some}: what is reached says nothing of it"
     return text

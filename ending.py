@@ -73,6 +73,7 @@ def draw_mistakes(dataset, rows, folder):
     """plots/mistakes.png: validation images, what they are, and what the network takes them for."""
     wrong = [row for row in rows if row["true"] != row["predicted"]][:32]
     if not wrong:
+        (folder / "plots" / "mistakes.png").unlink(missing_ok=True)  # those of fewer epochs
         return
     titles = [
         f"{dataset.classes[row['true']]}\n\N{RIGHTWARDS ARROW} "
@@ -98,7 +99,7 @@ def final_numbers(results):
         for split in ("val", "test")
         for metric in ("accuracy", "loss")
     }
-    return numbers | {"best/epoch": results["val"]["best_epoch"]}
+    return numbers | {"best_epoch": results["val"]["best_epoch"]}
 
 
 def log_to_tensorboard(folder, results, pictures):

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from checkpoint import find_checkpoint, load_trained
+from checkpoint import data_dir_of, find_checkpoint, load_trained
 from dataset import ImageDataset, load_as_trained
 from devices import choose_device, freed_memory_kept, keep_on
 from distributed import first_only, joined, rank, summed, world
@@ -126,7 +126,7 @@ def load_judged(flags):
     """(model, data set) that the flags name, the images normalised as the network was trained."""
     path = find_checkpoint(flags.run)
     model, state = load_trained(path)
-    chosen = dict(state["config"])
+    chosen = state["config"] | {"data_dir": data_dir_of(state, path)}
     for key in ("dataset", "data_dir"):
         chosen[key] = getattr(flags, key) or chosen[key]
     chosen["data_dir"] = str(Path(chosen["data_dir"]).expanduser())

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cam import cam, check_maps, choose_images
-from checkpoint import find_checkpoint, load_trained
+from checkpoint import data_dir_of, find_checkpoint, load_trained
 from config import EXPLAINED, defaults
 from dataset import load_as_trained
 from devices import choose_device
@@ -36,7 +36,7 @@ def load_explained(config):
     path = find_checkpoint(config["checkpoint"])
     model, state = load_trained(path)
     check_maps(model, path, state["data"]["shape"])
-    trained = defaults | state["config"]
+    trained = defaults | state["config"] | {"data_dir": data_dir_of(state, path)}
     named, own = config["data_dir"] != defaults["data_dir"], trained["dataset"] == "image_folder"
     elsewhere = named or not (own or Path(trained["data_dir"]).is_dir())  # or downloaded anew
     if elsewhere:

@@ -139,6 +139,9 @@ def write_gallery(folder, rows, title, classes):
     parts = {
         "title": html.escape(title),
         "scale": scale,
+        "sum": "the difference of the biases of its classes is that of their logits"
+        if any(row.get("contrast") for row in rows)
+        else "the bias of its class is the logit",
         "limit": limit,
         "worst": describe_worst(rows),
         "shape": f"{measure_shape(Path(folder), rows):.4f}",

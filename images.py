@@ -6,17 +6,21 @@ folder of pictures "test" may be missing and "val" may be there. Mean and std ar
 the training images, in [0, 1].
 """
 
+import functools
 import hashlib
 import os
+import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from cache import channel_statistics, read_cached, remembered_statistics
+from checks import rank
 
 PICTURES = "imagenette2-160"  # the folder of Imagenette, as torchvision unpacks it
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -90,6 +94,11 @@ def _download(name, data_dir, folder, files):
     """Let torchvision fetch a data set; where that fails, leave no trace and say what to do."""
     import torchvision
 
+    if (Path(data_dir) / "train").is_dir():
+        raise ValueError(
+            f"{data_dir} holds no {name} but a folder train: for pictures of your own it is "
+            f"--dataset image_folder"
+        )
     options = {"size": "160px"} if name == "Imagenette" else {}
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
     try:
@@ -198,11 +207,15 @@ def list_images(folder):
         raise ValueError(f"{folder} has no class folders; it should hold <class>/*.jpg")
     paths, labels = [], []
     for label, entry in enumerate(classes):
-        files = [
-            Path(e.path)
-            for e in scan(entry.path, home)
-            if Path(e.name).suffix.lower() in SUFFIXES and e.name[0] != "."
-        ]
+        there = [e for e in scan(entry.path, home) if e.name[0] != "."]
+        files = [Path(e.path) for e in there if Path(e.name).suffix.lower() in SUFFIXES]
+        others = [e for e in there if Path(e.name).suffix.lower() not in SUFFIXES]
+        if files and others:
+            kinds = Counter(
+                "folders" if e.is_dir() else Path(e.name).suffix or e.name for e in others
+            )
+            some = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4))
+            warn_once(f"{entry.path}: passed over {some}")
         if not files:
             raise ValueError(
                 f"class folder {entry.path} holds no images ({', '.join(sorted(SUFFIXES))})"
@@ -210,6 +223,12 @@ def list_images(folder):
         paths += files
         labels += [label] * len(files)
     return paths, [entry.name for entry in classes], labels
+
+
+@functools.cache
+def warn_once(line):
+    if rank() == 0:
+        print(line, file=sys.stderr)
 
 
 def scan(folder, home):

@@ -11,6 +11,7 @@ import torch
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
+from checks import started_config
 from distributed import first_only
 
 # matplotlib's own font has no letters of these scripts: of what a system brings for them, what is
@@ -71,6 +72,13 @@ def draw_seeds(run_dir, folders):
             look = {"marker": "o" if len(epochs) < 10 else None, "markersize": 4}
             axis.plot(epochs, mean, style, color=colour, label=NAMES[split], **look)
         axis.legend(frameon=False)
+    config = started_config(Path(folders[0]))
+    if config.get("teacher", "none") != "none":
+        axes[0].set_title("training: against the teacher's answers", size=9)
+    elif config.get("label_smoothing"):
+        axes[0].set_title(
+            f"training: against labels smoothed by {config['label_smoothing']:g}", size=9
+        )
     if len(runs) > 1:
         figure.suptitle(f"mean of {len(runs)} seeds; band: lowest to highest", size=10)
     save_figure(figure, Path(run_dir) / "plots" / "curves.png")

@@ -187,7 +187,7 @@ def near(word, known):
     if not isinstance(word, str):
         return ""
     usual = OTHER_NAMES.get(word)
-    found = [usual] if usual in known else difflib.get_close_matches(word, known, n=1)
+    found = [usual] if usual in known else difflib.get_close_matches(word.lower(), known, n=1)
     return f"; did you mean {found[0]}?" if found else ""
 
 

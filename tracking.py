@@ -213,6 +213,7 @@ class Tracker:
         self.wandb.log(everything)
 
     def _open_events(self):
+        (self.folder / "tensorboard").mkdir(exist_ok=True)
         events = EventFile(self.folder / "tensorboard", self.purge_step)
         row = hparams_start(self.config, str(self.folder))
         events.add({}, self.purge_step, chart_layout(), config_text(self.config), row)

@@ -228,8 +228,8 @@ def check_classes(train_set):
     counts = torch.bincount(train_set.labels, minlength=len(train_set.classes)).tolist()
     if 0 in counts:
         raise ValueError(
-            f"of {train_set.classes[counts.index(0)]} all pictures are held out, none is left to "
-            f"learn from: add some, or lower --val_fraction"
+            f"of class {train_set.classes[counts.index(0)]} all pictures are held out, none is "
+            f"left to learn from: add some, or lower --val_fraction"
         )
 
 
@@ -276,6 +276,13 @@ def restore(parts, config, train_set):
         if "capturable" in group:  # as this device needs it, not that of the checkpoint
             group["capturable"] = next(parts["model"].parameters()).is_cuda
     first_only(mend_best)(config["resume"], state["history"])
+    planned, falls = state["config"]["epochs"], config["schedule"] != "constant"
+    if falls and len(state["history"]) == planned < config["epochs"] and rank() == 0:
+        print(
+            f"the learning rate had fallen for {planned} epochs; for {config['epochs']} it climbs "
+            f"again: this is not the run that --epochs {config['epochs']} would have been",
+            file=sys.stderr,
+        )
     begun = state["config"]["compile"]  # the bits of the run depend on it
     if config["compile"] not in ("auto", begun) and rank() == 0:
         print(f"compile stays {begun}, as the run began", file=sys.stderr)

@@ -519,11 +519,13 @@ def test_a_class_that_is_held_out_as_a_whole_is_named_before_a_training_and_judg
     missing = [load_datasets(config | {"seed": seed})[0].labels.sum() == 0 for seed in range(20)]
     assert 3 < sum(missing) < 17
     for change in ({"seed": missing.index(True)}, {"seeds": [missing.index(True)]}):
-        with pytest.raises(ValueError, match="of dog all pictures are held out, none is left"):
+        with pytest.raises(
+            ValueError, match="of class dog all pictures are held out, none is left"
+        ):
             exercise_1_3.main(config | change)
     seeds = [missing.index(False), missing.index(True)]
     mlp = {"model": {"kind": "mlp", "layers": [192, 8, 2]}, "seeds": seeds}
-    with pytest.raises(ValueError, match="of dog all pictures are held out"):
+    with pytest.raises(ValueError, match="of class dog all pictures are held out"):
         exercise_1_1.main(config | mlp)
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import exercise_1_1
 import exercise_2_3
 import models
 from checkpoint import find_checkpoint
-from config import parse_config
+from config import complete_config, parse_config
 
 
 def test_names_with_spaces_and_other_letters_and_another_temporary_folder(
@@ -117,6 +118,13 @@ def test_a_batch_beyond_the_memory_is_one_line(forks):
     assert line.startswith("error: batch_size 1294 of images of 1 x 8 x 8 does not fit")
     assert "lower --batch_size" in line
     assert state_of("run")["epoch"] == 0
+
+
+def test_two_runs_that_start_in_one_second_are_two_folders(digits_config):
+    asked = digits_config | {"run_dir": "auto"}
+    first = complete_config(asked)["run_dir"]
+    time.sleep(0.002)
+    assert complete_config(asked)["run_dir"] != first
 
 
 def test_a_run_that_drew_maps_is_not_one_to_go_on_with(digits_config, capsys):

@@ -193,6 +193,26 @@ def test_what_asks_for_boxes_is_there_only_where_rows_have_them(visit):
     assert shown_indices(page) == [row["index"] for row in rows]
 
 
+def test_where_nobody_knows_the_classes_nothing_asks_for_them(visit):
+    rows = make_rows(4)
+    assert visit(rows).locator("[name=true], [name=wrong]").count() == 2
+    for row in rows:
+        row["true"] = None
+    page = visit(rows, state="#wrong=1&true=cat")
+    assert page.locator("[name=true], [name=wrong]").count() == 0
+    assert shown_indices(page) == [row["index"] for row in rows]
+
+
+def test_a_page_of_contrasts_says_what_their_means_are(visit):
+    rows = make_rows(2)
+    for against in (None, "dog"):
+        for row in rows:
+            row["contrast"] = against
+        text = " ".join(visit(rows).locator("p").first.inner_text().split())
+        assert ("difference of the biases" in text) == bool(against)
+        assert ("bias of its class is the logit" in text) == (not against)
+
+
 def test_the_keyboard_alone_opens_turns_and_closes_the_large_view(visit):
     rows = make_rows(9)
     page = visit(rows, state="#sort=confidence&order=descending")

@@ -18,7 +18,7 @@ from cache import read_image
 from checkpoint import load_checkpoint, load_model, save_checkpoint
 from config import parse_config
 from dataset import batches, fit_memory, load_datasets
-from evaluate import evaluate
+from evaluate import Flags, evaluate, load_judged
 from mapped import MappedImages
 from models import build_model
 
@@ -157,6 +157,48 @@ def test_own_pictures_that_are_gone_are_missed_by_the_name_that_they_were_traine
     with pytest.raises(FileNotFoundError, match=r"no folder .*own/train; --data_dir names"):
         exercise_2_3.main(drawn)
     assert not Path("maps").exists()
+
+
+def test_what_is_passed_over_in_a_class_is_said_once(tmp_path, capsys):
+    config = write_pictures(tmp_path / "own", {"train/cat": 10, "train/dog": 10})
+    cats = tmp_path / "own" / "train" / "cat"
+    for name in ("1.HEIC", "2.HEIC", "notes", ".hidden"):
+        (cats / name).touch()
+    (cats / "day2").mkdir()
+    shutil.copy(cats / "1.png", cats / "one more.JFIF")
+    for _ in range(2):
+        train, val, test = load_datasets(config)
+    assert len(train) + len(val) + len(test) == 21
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"{cats}: passed over 2 .HEIC, 1 folders, 1 notes"
+
+
+def test_a_class_without_a_test_image_is_named(tmp_path, capsys):
+    counts = {"train/cat": 20, "train/dog": 20, "test/cat": 3, "test/dog": 1}
+    config = write_pictures(tmp_path / "own", counts)
+    load_datasets(config)
+    assert "no test image" not in capsys.readouterr().out
+    load_datasets(config | {"val_fraction": 0.025})
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if "no validation" in one]
+    assert line.startswith(("no validation image of cat: ", "no validation image of dog: "))
+
+
+def test_a_folder_of_own_pictures_is_not_downloaded_into(tmp_path):
+    config = write_pictures(tmp_path / "own", {"train/cat": 2, "train/dog": 2})
+    with pytest.raises(ValueError, match=r"own holds no CIFAR10 but .* --dataset image_folder"):
+        load_datasets(config | {"dataset": "cifar10"})
+
+
+def test_pictures_that_were_moved_and_named_at_the_resume_are_found_by_what_comes_after(tmp_path):
+    config = trained_on(tmp_path / "own")
+    (tmp_path / "own").rename(tmp_path / "new")
+    moved = {"data_dir": str(tmp_path / "new"), "resume": "trained", "epochs": 2}
+    save_best = Path("trained/checkpoints/best.pt").read_bytes()
+    exercise_1_3.main(config | moved)
+    Path("trained/checkpoints/best.pt").write_bytes(save_best)  # as if the first epoch were best
+    _, test_set = load_judged(Flags("trained"))
+    assert len(test_set) == 12
+    exercise_2_3.main(exercise_2_3.config | {"checkpoint": "trained", "run_dir": "maps"})
 
 
 def test_uneven_classes_are_said_with_what_a_constant_answer_would_reach(tmp_path, capsys):

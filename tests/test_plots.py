@@ -49,6 +49,26 @@ def test_curves_are_the_columns_of_the_table_and_of_several_seeds_their_mean(dra
         assert names == ["training", "validation"]
 
 
+def test_a_training_loss_that_is_another_than_that_of_validation_says_so(drawn):
+    for name, changes in (
+        ("plain", {}),
+        ("smooth", {"label_smoothing": 0.2}),
+        ("taught", {"label_smoothing": 0.2, "teacher": "runs/other"}),
+    ):
+        draw_curves(make_run(name, 3, **changes))
+    titles = [figure.axes[0].get_title() for figure in drawn]
+    words = "training: against "
+    assert titles == ["", f"{words}labels smoothed by 0.2", f"{words}the teacher's answers"]
+
+
+def test_where_there_is_no_mistake_those_of_fewer_epochs_do_not_stay(random_images, tmp_path):
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "mistakes.png").touch()
+    right = [{"index": 0, "true": 1, "predicted": 1, "confidence": 0.9}]
+    ending.draw_mistakes(random_images, right, tmp_path)
+    assert not list((tmp_path / "plots").iterdir())
+
+
 def test_samples_are_the_images_as_dealt_with_their_classes(drawn, random_images):
     draw_samples(random_images, [random_images.sample(5)], "run")
     ((images, titles, *_),) = drawn

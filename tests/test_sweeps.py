@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("sh"), reason="needs a shell")
 
 
 def sweep(folder, python, *flags):
-    environment = os.environ | {"PYTHON": python, "FOLDER": str(folder)}
+    environment = os.environ | {"PYTHON": python} | ({"FOLDER": str(folder)} if folder else {})
     command = ["sh", str(SWEEPS / "exercise_1_3.sh"), *flags]
     return subprocess.run(
         command, env=environment, capture_output=True, text=True, check=False, timeout=100
@@ -67,6 +67,12 @@ def test_the_loop_trains_what_is_missing_goes_on_with_what_stopped_and_leaves_th
     assert lines[0] == f"exercise_1_3.py --resume {stopped}"
     assert len(lines) == 1 + 4 + 1
     assert all(line.endswith("--seed 1") for line in lines[1:-1])
+
+
+def test_other_flags_have_a_folder_of_their_own():
+    plain, digits = (sweep(None, "echo", *flags).stdout for flags in ((), ("--dataset", "digits")))
+    assert "--run_dir runs/sweep_1_3/lr-0.001-dropout-0.1\n" in plain
+    assert "--run_dir runs/sweep_1_3-dataset-digits/lr-0.001-dropout-0.1 --dataset" in digits
 
 
 @pytest.mark.slow

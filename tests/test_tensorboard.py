@@ -84,7 +84,7 @@ def test_the_final_numbers_are_those_of_the_best_epoch():
     judged = {"accuracy": 0.5, "loss": 1.0}
     results = {"val": judged | {"best_epoch": 3}, "test": judged | {"accuracy": 0.4}, "epochs": 9}
     found = ending.final_numbers(results)
-    assert (found["best/epoch"], found["best/test_accuracy"]) == (3, 0.4)
+    assert (found["best_epoch"], found["best/test_accuracy"]) == (3, 0.4)
 
 
 def test_the_norms_are_those_of_the_weights_of_every_layer_and_epoch(finished):

@@ -3,6 +3,7 @@
 import json
 import platform
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,26 @@ def test_best_is_the_first_epoch_of_the_highest_validation_accuracy(digits_confi
     assert_same(best["model"], model.state_dict())
     assert not model.training
     assert evaluate(model, load_datasets(config)[1])["accuracy"] == max(accuracies)
+
+
+def test_more_epochs_of_a_rate_that_had_fallen_are_said_to_be_another_run(digits_config, capsys):
+    for schedule in ("constant", "cosine"):
+        config = digits_config | {"schedule": schedule, "run_dir": schedule}
+        run(config)
+        capsys.readouterr()
+        run(config | {"resume": schedule, "epochs": 2})
+        said = "the learning rate had fallen for 1 epochs" in capsys.readouterr().err
+        assert said == (schedule == "cosine")
+
+
+def test_a_tensorboard_folder_that_was_deleted_comes_back(digits_config, capsys):
+    run(digits_config)
+    folder = Path(digits_config["run_dir"])
+    shutil.rmtree(folder / "tensorboard")
+    capsys.readouterr()
+    run(digits_config | {"resume": str(folder), "epochs": 2})
+    assert list((folder / "tensorboard").iterdir())
+    assert "could not be written" not in capsys.readouterr().err
 
 
 def test_a_changed_config_is_refused_by_name_but_more_epochs_are_not(digits_config):
