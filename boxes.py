@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from images import PICTURES, list_images
+from images import PICTURES, list_images, warn_once
 
 FILE = "imagenette_boxes.csv"
 
@@ -28,11 +28,12 @@ def load_boxes(data_dir, split, resize="squash"):
         return {}
     folder = path.parent / PICTURES / split
     places = {file: place for place, file in enumerate(list_images(folder)[0])}
-    boxes = {}
+    boxes, rows = {}, 0
     try:
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 picture = folder / row["path"]
+                rows += row["split"] == split
                 if row["split"] == split and picture in places:
                     sides = torch.tensor([float(row["width"]), float(row["height"])])
                     corners = torch.tensor([float(row[key]) for key in ("x0", "y0", "x1", "y1")])
@@ -41,8 +42,10 @@ def load_boxes(data_dir, split, resize="squash"):
                     box = box.clamp(0, 1)
                     if (box[0] < box[1]).all():
                         boxes.setdefault(places[picture], []).append(box.flatten())
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ValueError(f"{path} is damaged or of another form: {error!r}") from None
+    if rows and not boxes:
+        warn_once(f"{path}: none of its {rows} rows of {split} has a box of a picture in {folder}")
     return {index: torch.stack(found) for index, found in boxes.items()}
 
 

@@ -240,16 +240,22 @@ def choose_images(dataset, config):
     return chosen
 
 
-def read_photos(paths, config, data):
+def read_photos(paths, config, data, out=None):
     """(ImageDataset without labels, the paths it holds) of picture files and folders of them.
 
     `config` and `data` are those of the checkpoint: the size, classes, mean and std that its
-    network was trained with. A file that cannot be read is named on stderr and left out. Raises
-    ValueError where none can.
+    network was trained with. A file that cannot be read is named on stderr and left out. Hidden
+    ones in a folder, and maps in `out`, are no pictures to explain. Raises ValueError where none
+    can be read.
     """
     files = []
     for path in map(Path, paths):
-        found = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
+        found = sorted(
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in SUFFIXES and file.name[0] != "."
+            if out is None or out.resolve() not in file.resolve().parents
+        )
         files += found if path.is_dir() else [path]
     channels, _, size = data["shape"]
     pixels, kept = [], []
@@ -295,10 +301,10 @@ def main(flags):
     model, state = load_trained(path)
     check_maps(model, path, state["data"]["shape"])
     model.to(choose_device(flags.device))
-    photos, files = read_photos(flags.photos, state["config"], state["data"])
     out = Path(flags.out).expanduser()
     if flags.out == "auto":
         out = Path("runs") / "cam" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+    photos, files = read_photos(flags.photos, state["config"], state["data"], out)
     others = [n for n in ("config.json", "manifest.json", "index.html") if (out / n).exists()]
     if others and not (out / "maps.npy").is_file():
         raise ValueError(f"--out {out} has a {others[0]} that is not of maps: name a new folder")
@@ -311,7 +317,8 @@ def main(flags):
     if len(files) > TOLD:
         print(f"... and {len(files) - TOLD} more")
     try:
-        draw_gallery(out, photos, indices, activation, paths, grid=flags.grid)
+        about = {"checkpoint": str(path), "sources": list(map(str, files))}
+        draw_gallery(out, photos, indices, activation, paths, grid=flags.grid, about=about)
     except OSError as error:
         reason = error.strerror or first_line(error)
         raise ValueError(

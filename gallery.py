@@ -26,11 +26,12 @@ TEMPLATE = Path(__file__).with_name("gallery.html")
 TOP = 5  # probabilities a picture
 
 
-def draw_gallery(folder, dataset, indices, activation, paths, boxes=None, grid=False):
+def draw_gallery(folder, dataset, indices, activation, paths, boxes=None, grid=False, about=None):
     """Write a picture an image of `indices`, maps.npy (n, h, w), manifest.json and index.html.
 
     `paths` are those of the pictures below `folder`, without ending; `boxes` has the boxes (n, 4)
-    of the objects by index, where they are known. Labels below 0 are unknown. Returns the rows of
+    of the objects by index, where they are known; `about` is for the manifest. Labels below 0 are
+    unknown. Returns the rows of
     the manifest, one a picture. All pictures share one colour scale, which one cell in 200 of them
     passes: to the largest of thousands of maps the others would be pale. Several processes on the
     machine of rank 0 draw together.
@@ -46,9 +47,10 @@ def draw_gallery(folder, dataset, indices, activation, paths, boxes=None, grid=F
     def draw(position):
         row, index, one = rows[position], indices[position], activation[position]
         image, label = dataset.images[index], int(dataset.labels[index])
-        about = (dataset.classes, label if label >= 0 else None)
+        true = label if label >= 0 else None
         box = (boxes or {}).get(index)
-        save_cam_visualization(image, one, folder / row["path"], *about, limit, box, grid)
+        place = folder / row["path"]
+        save_cam_visualization(image, one, place, dataset.classes, true, limit, box, grid)
         save_thumbnail(image, one, folder / row["thumbnail"], limit)
 
     own = own_part(range(len(rows)))
@@ -56,15 +58,16 @@ def draw_gallery(folder, dataset, indices, activation, paths, boxes=None, grid=F
         work = pool.map(draw, own)
         list(tqdm(work, "drawing", len(own), leave=False, disable=None, unit=" pictures"))
     wait()  # for the pictures of the other processes
-    first_only(write_pages)(folder, rows, activation, dataset.classes)
+    first_only(write_pages)(folder, rows, activation, dataset.classes, about or {})
     return rows
 
 
-def write_pages(folder, rows, activation, classes):
+def write_pages(folder, rows, activation, classes, about):
     remove_earlier(folder, rows)
     np.save(folder / "maps.npy", activation.maps.numpy())
     worst = max(row["completeness_error"] for row in rows)
-    write_json(folder / "manifest.json", {"worst_completeness_error": worst, "images": rows})
+    manifest = about | {"worst_completeness_error": worst, "images": rows}
+    write_json(folder / "manifest.json", manifest)
     write_gallery(folder, rows, "Class activation maps", classes)
     print(
         f"{len(rows)} map{'s' * (len(rows) > 1)}, which sum up to their logits but for {worst:.1e} "
@@ -233,7 +236,7 @@ def describe_scale(rows):
     limits = {row["limit"] for row in rows}
     if len(limits) != 1:
         return "on a colour scale for each picture", "limit"
-    return "on one colour scale for all", f"{limits.pop():.3g}"
+    return "on one colour scale for all, which one cell in 200 passes", f"{limits.pop():.3g}"
 
 
 def describe_worst(rows):

@@ -96,8 +96,8 @@ def main(flags):
     boxes = {s: load_boxes(flags.data_dir, s, config["resize"]) for s in ("val", "train")}
     if not boxes["val"]:
         raise FileNotFoundError(
-            f"no {FILE} in {flags.data_dir}: the study needs the boxes of Imagenette's objects, "
-            f"ILSVRC's bounding boxes of its validation images; see README"
+            f"{FILE} is not in {flags.data_dir}, or has no box of a test image: the study needs "
+            f"those of Imagenette's objects, ILSVRC's of its validation images; see FINDINGS.md"
         )
     train_set, test_set = load_splits(config)
     if not config["hold_out_boxed"]:  # else none of them was trained on

@@ -43,6 +43,13 @@ def test_boxes_are_shares_of_the_picture_grouped_by_image(tmp_path):
     assert load_boxes(tmp_path / "nowhere", "val") == {}
 
 
+def test_boxes_of_which_none_is_of_a_picture_that_is_there_are_said_to_be_none(tmp_path, capsys):
+    draw(tmp_path, "val", "ab")
+    write(tmp_path, "val,3,d/a.png,10,10,0,0,5,5", "val,3,c/b.png,10,10,5,5,0,0")
+    assert load_boxes(tmp_path, "val") == {}
+    assert "none of its 2 rows of val has a box of a picture in" in capsys.readouterr().err
+
+
 def test_boxes_stay_with_their_pictures_when_another_is_taken_away(tmp_path):
     folder = draw(tmp_path, "val", "abcd")
     write(tmp_path, *(f"val,{k},c/{name}.png,10,10,0,0,{k},5" for k, name in ((1, "b"), (3, "d"))))

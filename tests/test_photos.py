@@ -72,6 +72,19 @@ def test_photos_of_every_kind_are_drawn_and_a_broken_one_is_named(tmp_path, chec
     assert "<b>bird</b>" not in page
 
 
+def test_maps_know_their_pictures_and_are_none_when_their_folder_is_looked_at_again(
+    tmp_path, checkpoint
+):
+    folder, known = write_photos(tmp_path / "photos"), checkpoint()
+    (folder / "._a.png").write_bytes((folder / "rgba.webp").read_bytes())  # macOS leaves such
+    for _ in range(2):
+        explain(known, folder, out=str(folder / "maps"))
+    manifest = json.loads((folder / "maps" / "manifest.json").read_text())
+    assert manifest["checkpoint"] == known
+    names = [Path(source).name for source in manifest["sources"]]
+    assert names == ["a.png", "cmyk.jpg", "grey.png", "rgba.webp", "turned.jpg"]
+
+
 def test_sixteen_bits_are_read_in_either_order_of_bytes_and_floats_refused(tmp_path):
     values = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
     config = {"image_size": 8, "resize": "squash"}
