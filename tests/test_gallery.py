@@ -211,6 +211,9 @@ def test_a_page_of_contrasts_says_what_their_means_are(visit):
         text = " ".join(visit(rows).locator("p").first.inner_text().split())
         assert ("difference of the biases" in text) == bool(against)
         assert ("bias of its class is the logit" in text) == (not against)
+    page = visit(rows)  # what is filtered and sorted by is the share of the first of the two
+    words = page.locator(".share").evaluate_all("parts => parts.map((part) => part.textContent)")
+    assert words == [f"P({rows[0]['shown']})"] * 2
 
 
 def test_the_keyboard_alone_opens_turns_and_closes_the_large_view(visit):
