@@ -18,9 +18,9 @@ from cam import (
     generate_class_activation_map,
     save_cam_visualization,
 )
-from cam_pictures import COLOUR_MAP, HEADER, MARGIN, PANEL, blend, describe_prediction
+from cam_pictures import BAR, COLOUR_MAP, HEADER, MARGIN, PANEL, blend, describe_prediction
 from dataset import ImageDataset
-from gallery import describe_activation, folder_name, measure_boxes
+from gallery import describe_activation, draw_gallery, folder_name, measure_boxes
 from models import CNN, MLP
 
 NETWORKS = [
@@ -121,6 +121,8 @@ def test_confidence_is_the_softmax_of_the_class_and_the_predicted_class_is_the_d
     probabilities = activation.logits.softmax(1)
     assert torch.equal(activation.classes, probabilities.argmax(1))
     torch.testing.assert_close(activation.confidence, probabilities.amax(1))
+    of_three = generate_class_activation_map(model, images, classes=3)
+    torch.testing.assert_close(of_three.confidence, probabilities[:, 3])
 
 
 def test_a_class_that_is_not_there_is_refused():
@@ -185,15 +187,35 @@ def test_the_overlay_is_as_opaque_as_the_map_is_strong(tmp_path):
     assert np.abs(mixed[32, -1] - expected).max() <= 1
 
 
-def test_boxes_are_outlined_where_they_are(tmp_path):
+def test_the_overlay_is_upright_and_a_quarter_of_the_limit_has_the_colour_of_a_quarter():
+    photo = Image.new("RGB", (64, 64), (0, 128, 0))
+    mixed = np.asarray(blend(photo, torch.tensor([[0.0], [1.0]]), 4.0)).astype(int)
+    assert mixed[0, 32].tolist() == [0, 128, 0]
+    red = np.array(COLOUR_MAP(0.5 + 0.25 / 2)[:3]) * 255
+    expected = np.array([0, 128, 0]) + 0.75 / 4 * (red - [0, 128, 0])
+    assert np.abs(mixed[-1, 32] - expected).max() <= 1
+
+
+def test_the_colour_bar_has_plus_at_its_top_and_minus_at_its_bottom(tmp_path):
+    image = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    save_cam_visualization(image, activation_of(torch.full((2, 2), 8.0)), tmp_path / "bar.png")
+    grey = np.asarray(Image.open(tmp_path / "bar.png").convert("L")).astype(int)
+    first, last = HEADER + MARGIN, HEADER + PANEL - MARGIN - 1
+    # where the labels start: "+8" has more ink than "-8"
+    top, bottom = (255 - grey[y - 7 : y + 8, 28 - BAR :] for y in (first, last))
+    assert top.sum() > 1.1 * bottom.sum() > 0
+
+
+def test_boxes_are_outlined_where_they_are_in_all_three_panels(tmp_path):
     image = torch.full((3, 64, 64), 200, dtype=torch.uint8)
     one, box = activation_of(torch.zeros(2, 2)), torch.tensor([[0.25, 0.5, 0.75, 1.0]])
     save_cam_visualization(image, one, tmp_path / "box.png", boxes=box)
     pixels = np.asarray(Image.open(tmp_path / "box.png").convert("RGB")).astype(int)
-    panel = pixels[HEADER : HEADER + PANEL, MARGIN : MARGIN + PANEL]
-    changed = np.argwhere((panel != 200).any(-1))
-    corners = np.concatenate([changed.min(0), changed.max(0)]) / (PANEL - 1)
-    assert corners == pytest.approx([0.5, 0.25, 1.0, 0.75], abs=0.01)
+    for left in (MARGIN + number * (PANEL + MARGIN) for number in range(3)):
+        panel = pixels[HEADER : HEADER + PANEL, left : left + PANEL]
+        green = np.argwhere((panel == (60, 255, 60)).all(-1))
+        corners = np.concatenate([green.min(0), green.max(0)]) / (PANEL - 1)
+        assert corners == pytest.approx([0.5, 0.25, 1.0, 0.75], abs=0.01)
 
 
 def test_a_map_of_zeros_is_drawn_without_a_blank_or_a_warning(tmp_path, recwarn):
@@ -236,6 +258,60 @@ def test_the_manifest_has_a_row_for_every_picture_and_the_worst_error(tmp_path, 
         assert random_images.classes[random_images.labels[row["index"]]] == row["true"]
     small = [Image.open(tmp_path / "cam" / row["thumbnail"]).convert("RGB") for row in rows]
     assert max(np.ptp(np.asarray(one), 2).max() for one in small) > 50  # in colour: with the map
+
+
+@pytest.fixture
+def two_of_three(tmp_path):
+    """A gallery of the images 2 and 0 of three of one grey each, and what it was drawn from.
+
+    Place and index differ, the maps are mostly negative, one weak and one strong, hot in their
+    upper left corner, and show why class 0, not 2.
+    """
+    greys = torch.tensor([40, 120, 200], dtype=torch.uint8)
+    images = greys.view(3, 1, 1, 1).expand(3, 1, 64, 64)
+    dataset = ImageDataset(images, torch.tensor([0, 1, 2]), ["a", "b", "c"], [0.5], [0.2])
+    maps = torch.tensor([-1.0, -8.0]).view(2, 1, 1).repeat(1, 4, 4)
+    maps[:, 0, 0] = 2.0
+    logits = torch.tensor([[1.0, 3.0, 0.0], [2.0, 0.0, -1.0]])
+    first, totals = torch.zeros(2, dtype=torch.long), logits[:, 0] - logits[:, 2]
+    biases, shares = totals - maps.mean((1, 2)), logits.softmax(1)[:, 0]
+    activation = ClassActivation(maps, first, logits, shares, biases, totals, first + 2)
+    boxes = {0: torch.tensor([[0.5, 0.5, 1.0, 1.0]]), 2: torch.tensor([[0.0, 0.0, 0.5, 0.5]])}
+    rows = draw_gallery(tmp_path / "cam", dataset, [2, 0], activation, ["x", "y"], boxes)
+    return tmp_path / "cam", dataset, activation, boxes, rows
+
+
+def test_every_picture_and_thumbnail_is_of_its_own_image_map_class_and_box_to_the_shared_limit(
+    two_of_three,
+):
+    folder, dataset, activation, boxes, rows = two_of_three
+    for index, grey, row, one in zip((2, 0), (200, 40), rows, activation, strict=True):
+        drawn = np.asarray(Image.open(folder / row["path"]))
+        assert (drawn[HEADER + PANEL // 3, MARGIN + PANEL // 3] == grey).all()
+        about = (dataset.classes, int(dataset.labels[index]))
+        again = folder / "again.png"
+        save_cam_visualization(dataset.images[index], one, again, *about, 8.0, boxes[index])
+        assert np.array_equal(drawn, np.asarray(Image.open(again)))
+        overlay = blend(Image.new("RGB", (128, 128), (grey,) * 3), one.maps[0], 8.0)
+        small = np.asarray(Image.open(folder / row["thumbnail"]).convert("RGB"))
+        assert np.abs(small - np.asarray(overlay).astype(int)).mean() < 4
+
+
+def test_rows_and_raw_maps_are_in_the_order_of_the_images_and_say_what_a_contrast_adds_up_to(
+    two_of_three,
+):
+    folder, _, activation, _, rows = two_of_three
+    assert json.loads((folder / "manifest.json").read_text())["images"] == rows
+    assert np.array_equal(np.load(folder / "maps.npy"), activation.maps.numpy())
+    assert [(row["index"], row["true"], row["predicted"]) for row in rows] == [
+        (2, "c", "b"),
+        (0, "a", "a"),
+    ]
+    assert [row["logit"] for row in rows] == [1.0, 3.0]  # 1 - 0 and 2 - -1
+    shares = activation.logits.softmax(1)[:, 0].tolist()  # of the class shown, not the likeliest
+    assert [row["confidence"] for row in rows] == pytest.approx(shares)
+    assert [row["limit"] for row in rows] == pytest.approx([8.0, 8.0])
+    assert [row["inside"] for row in rows] == pytest.approx([1.0, 0.0])
 
 
 def test_a_row_of_the_manifest_measures_its_map(random_images):
@@ -321,6 +397,26 @@ def test_names_too_long_for_a_picture_leave_room_for_the_numbers():
     lines = describe_prediction(activation, names, true=0)
     assert len(lines.splitlines()[0]) < 100
     assert all(f"n0{k} " in lines for k in (0, activation.classes[0]))
+
+
+def test_the_words_of_a_picture_name_the_runner_up_and_the_contrast():
+    maps, logits = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[0.0, 2.0, 1.0]])
+    shown, against = torch.tensor([1]), torch.tensor([0])
+    bias, total = torch.tensor([0.5]), torch.tensor([2.0])
+    shares = logits.softmax(1)[:, 1]
+    activation = ClassActivation(maps, shown, logits, shares, bias, total, against)
+    assert describe_prediction(activation, ["ant", "bee", "cow"], true=0).splitlines() == [
+        "true: ant   predicted: bee 0.665   next: cow 0.245",
+        "map of bee against ant: mean +1.50 and bias +0.50 make +2.00, "
+        "difference of the logits +2.00, error 0.0000",
+    ]
+
+
+def test_the_pictures_of_a_class_are_numbered_from_0(tmp_path, random_images):
+    model = CNN([4], image_size=8, in_channels=1, num_classes=3)
+    rows = cam(model, random_images, {"run_dir": str(tmp_path), "seed": 0, "cam": CHOICE})
+    numbered = [row["path"].split("_idx_")[0] for row in rows]
+    assert numbered == [f"{name}/sample_{k}" for name in "abc" for k in (0, 1)]
 
 
 def test_as_many_of_every_class_as_asked_for_are_drawn_by_the_seed_and_0_are_all(random_images):

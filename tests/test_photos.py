@@ -107,6 +107,16 @@ def test_the_network_sees_the_same_picture_whatever_its_format(tmp_path, checkpo
     assert named["a.png"][0, :, :7].min() > 180  # red on the left
 
 
+def test_photos_are_normalised_as_the_network_was_trained_and_cameras_names_are_found(tmp_path):
+    Image.new("RGB", (16, 16), (255, 0, 51)).save(tmp_path / "DSC1.JPG", quality=100)
+    about = {"classes": CLASSES, "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.4, 0.2]}
+    about["shape"] = [3, 16, 16]
+    photos, files = cam.read_photos([tmp_path], {"resize": "squash"}, about)
+    assert [file.name for file in files] == ["DSC1.JPG"]
+    seen = photos.normalise(photos.images).mean((0, 2, 3)).tolist()
+    assert seen == pytest.approx([1.8, -0.5, -0.5], abs=0.05)
+
+
 def test_a_network_for_grey_images_gets_grey_ones(tmp_path, checkpoint):
     folder = write_photos(tmp_path / "photos")
     explain(checkpoint(channels=1), folder / "a.png", out=str(tmp_path / "out"))
