@@ -38,6 +38,7 @@ WRONG = [
     (exercise_1_1, "--lr", "--lr", "argument"),
     (exercise_1_1, "--dataset minst", "minst", "mnist"),
     (exercise_1_1, "--optimizer adm", "adm", "adam"),
+    (exercise_1_1, "--optimizer SGD", "SGD", "did you mean sgd?"),
     (exercise_1_1, "--schedule linear", "linear", "cosine"),
     (exercise_1_1, "--device gpu", "gpu", "cuda"),
     (exercise_1_1, "--device cuda:x", "cuda:x", "cpu"),
