@@ -38,8 +38,8 @@ def experiment(function):
 
     It gets a checked config with the run folder named, and its results are completed and written
     to results.json. With config["seeds"] it runs once a seed. In a script that is run by its name,
-    a mistake of the user's ends in one line and exit code 2; imported, `main` raises. The
-    processes of torchrun do it together.
+    a mistake of the user's ends in one line and exit code 2; imported, `main` raises. Keys of the
+    script's own `config` that are missing are named. The processes of torchrun do it together.
     """
     name = Path(function.__code__.co_filename).stem
 

@@ -105,10 +105,8 @@ def empty_each(subject, boxed, generator):
     noises = [edits.fill_with_pixels(pixels, masks, generator) for _ in range(NOISES)]
     pictures = [pixels, edits.fill_smoothly(pixels, masks), *noises]
     whole, painted, *noisy = subject.predict(torch.cat(pictures)).argmax(1).split(len(pixels))
-    hits, counts = (
-        torch.stack([called == boxed.labels for called in noisy]),
-        counted(subject, boxed),
-    )
+    hits = torch.stack([called == boxed.labels for called in noisy])
+    counts = counted(subject, boxed)
     remains = torch.tensor([index in REMAINS for index in boxed.indices])
     rows = torch.arange(len(pixels)).expand(NOISES, -1)
     return {

@@ -23,7 +23,7 @@ from scipy import stats
 from exits import exit_cleanly, read_flags
 from files import write_whole
 from studies.experiments import RESULTS, add, load_experiments
-from studies.report_figures import draw_figures, drawable
+from studies.report_figures import draw_figures
 from studies.trust_table import answers, number, percent
 from summary import wilson
 
@@ -97,8 +97,6 @@ def render(page):
     ingredients = {n: load_json(f"ingredients/{n}/results.json") for n in ("cnn", "mlp")}
     text = environment.get_template(f"{page}.jinja").render(
         runs=runs,
-        mlp_figure=drawable("mlp", runs),
-        cnn_figure=drawable("cnn", runs),
         reference=REFERENCE,
         paired=paired,
         told=told,

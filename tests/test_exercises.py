@@ -58,6 +58,11 @@ def test_a_script_without_its_keys_for_maps_trains_or_says_what_is_missing(tmp_p
     assert not (tmp_path / "without").exists()
 
 
+def test_a_script_may_call_its_dict_something_else(digits_config, monkeypatch):
+    monkeypatch.delattr(exercise_1_1, "config")
+    assert exercise_1_1.main(digits_config)["epochs"] == 1
+
+
 def test_several_seeds_give_mean_and_deviation(tmp_path):
     results = smoke(exercise_1_1, tmp_path / "seeds", seeds=[3, 4])
     accuracies = [run["test"]["accuracy"] for run in results["runs"]]
