@@ -21,6 +21,7 @@ from torch import nn
 from checks import first_line, started_config
 from distributed import first_only
 from models import build_model
+from outcome import best_of
 from rules import check_model
 
 FORMAT = 1
@@ -68,8 +69,8 @@ def _split(content):
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run: `best` whenever the validation accuracy rose, `last` every
-    checkpoint_every epochs and at the end.
+    """Writes the checkpoints of a run: `best` after an epoch that is the best so far (outcome.py),
+    `last` every checkpoint_every epochs and at the end.
 
     What cannot be written, on a full disk say, is tried again after the next epoch; in the last
     epoch it raises ValueError.
@@ -81,9 +82,8 @@ class CheckpointWriter:
     @first_only
     def save(self, state):
         """`state` is that of the last epoch of state["history"]."""
-        *before, now = [row["val/accuracy"] for row in state["history"]]
-        epoch, epochs = len(before) + 1, self.config["epochs"]
-        best = now > max(before, default=-1.0)
+        epoch, epochs = len(state["history"]), self.config["epochs"]
+        best = best_of(state["history"]) is state["history"][-1]
         due = epoch % self.config["checkpoint_every"] == 0 or epoch == epochs
         last = due or "last.pt" in self.waiting
         content = _sealed(state | {"epoch": epoch, "config": self.config}) if best or last else b""
@@ -170,18 +170,21 @@ def load_last(folder):
     return newest
 
 
-def mend_best(folder, history):
-    """Make `best.pt` hold the best epoch of `history`, from a checkpoint of that epoch.
-
-    Raises ValueError where no whole one is.
-    """
+def mend(folder, newest):
+    """Make the checkpoints of a run whole: `last.pt` from `newest`, which `load_last` found, and
+    `best.pt` from one of the best epoch. Raises ValueError where none of that epoch is whole."""
+    folder, history = Path(folder) / "checkpoints", newest["history"]
+    last = folder / "last.pt"
+    if not last.is_file() or not _split(last.read_bytes())[1]:
+        _write(last, _sealed(newest))
     if not history:
         return
-    folder, best = Path(folder) / "checkpoints", max(history, key=lambda row: row["val/accuracy"])
+    best = best_of(history)
     for name in ("best.pt", "last.pt", "previous.pt"):
         with contextlib.suppress(FileNotFoundError, ValueError):
             state = load_checkpoint(folder / name)
-            if state["epoch"] and state["history"][-1] == best:
+            reached = state["history"][-1]["val/accuracy"] if state["epoch"] else None
+            if reached == best["val/accuracy"]:  # runs begun earlier kept the first of equal epochs
                 if name != "best.pt":
                     print(f"best.pt is not whole; {name} is of that epoch too", file=sys.stderr)
                     _write(folder / "best.pt", _sealed(state))

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 from config import flatten, flatten_telling
+from outcome import best_of
 from plots import draw_compared, read_metrics
 from tracking import only_warned
 
@@ -120,7 +121,7 @@ def reached(run):
         seconds = f"{results['seconds']:.0f}"
         return f"{val['accuracy']:.4f}", str(val["best_epoch"]), f"{test['accuracy']:.4f}", seconds
     if rows:
-        best = max(rows, key=lambda row: row["val/accuracy"])
+        best = best_of(rows)
         return f"{best['val/accuracy']:.4f}", f"{best['epoch']:.0f}", "-", "-"
     return "-", "-", "-", "-"
 

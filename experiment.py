@@ -24,7 +24,7 @@ from exits import exit_cleanly, exit_together
 from files import write_json
 from interruption import Stopped
 from models import build_model, count_parameters
-from outcome import remembered
+from outcome import best_of, remembered
 from plots import draw_seeds, read_metrics
 from progress import announce, layer_table
 from seeds import can_stack, fit_together, train_seeds
@@ -231,12 +231,13 @@ def going_on(config):
 def summarise(model, val_accuracies, val_losses, test):
     """The results of one training: validation at its best epoch (from 1), test, size. Accuracies
     and losses are a float an epoch, `test` is what `evaluate` returned."""
-    best = max(range(len(val_accuracies)), key=val_accuracies.__getitem__)
+    pairs = enumerate(zip(val_accuracies, val_losses, strict=True), 1)
+    best = best_of([{"epoch": n, "val/accuracy": a, "val/loss": b} for n, (a, b) in pairs])
     return {
         "val": {
-            "accuracy": val_accuracies[best],
-            "loss": val_losses[best],
-            "best_epoch": best + 1,
+            "accuracy": best["val/accuracy"],
+            "loss": best["val/loss"],
+            "best_epoch": best["epoch"],
         },
         "test": test,
         "epochs": len(val_accuracies),

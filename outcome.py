@@ -46,6 +46,12 @@ def remembered(exercise):
             training.wandb.close()
 
 
+def best_of(history):
+    """The row of the best epoch, whose weights are judged on the test images: that of the highest
+    validation accuracy, of equal ones that of the lowest validation loss."""
+    return max(history, key=lambda row: (row["val/accuracy"], -row["val/loss"]))
+
+
 def leave_behind(**parts):
     """Set fields of the Training of the experiment around; False without one."""
     training = _current.get()

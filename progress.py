@@ -8,6 +8,7 @@ from torch import nn
 from tqdm import tqdm
 
 from models import count_parameters, evaluating
+from outcome import best_of
 from tracking import device_name
 
 
@@ -34,7 +35,7 @@ class Progress:
             self.bar.update()
 
     def report(self, history):
-        row, best = history[-1], max(history, key=lambda row: row["val/accuracy"])
+        row, best = history[-1], best_of(history)
         text = f"loss {row['train/loss']:.4f}, val {row['val/accuracy']:.4f}"
         text += f", best {best['val/accuracy']:.4f}"
         self.bar.set_postfix_str(text)

@@ -15,7 +15,7 @@ from checkpoint import (
     load_checkpoint,
     load_last,
     load_weights,
-    mend_best,
+    mend,
     save_checkpoint,
 )
 from checks import data_shape, first_line
@@ -275,7 +275,7 @@ def restore(parts, config, train_set):
     for group in parts["optimizer"].param_groups:
         if "capturable" in group:  # as this device needs it, not that of the checkpoint
             group["capturable"] = next(parts["model"].parameters()).is_cuda
-    first_only(mend_best)(config["resume"], state["history"])
+    first_only(mend)(config["resume"], state)
     planned, falls = state["config"]["epochs"], config["schedule"] != "constant"
     if falls and len(state["history"]) == planned < config["epochs"] and rank() == 0:
         print(

@@ -19,6 +19,7 @@ from checkpoint import load_checkpoint
 from config import complete_config
 from dataset import batches, load_datasets
 from evaluate import evaluate
+from experiment import summarise
 from models import build_model
 from optimisation import Schedule, make_optimizer, schedule_factor
 from steps import check_finite, uses_bfloat16
@@ -249,13 +250,19 @@ def test_the_comparison_sees_a_difference_where_randomness_does_not_follow_the_e
         assert_same(comparable(straight), comparable(resumed))
 
 
-@pytest.mark.parametrize("lr", [1e-3, 1e-9])  # with the second all epochs are equal
-def test_best_is_the_first_epoch_of_the_highest_validation_accuracy(digits_config, lr):
+@pytest.mark.parametrize("lr", [1e-3, 1e-7])  # with the second all accuracies are equal
+def test_best_is_the_highest_validation_accuracy_and_of_equal_ones_the_lowest_loss(
+    digits_config, lr
+):
     config = digits_config | {"epochs": 5, "lr": lr}
     model, _, accuracies, losses = run(config)
     best = load_checkpoint(Path(config["run_dir"]) / "checkpoints" / "best.pt")
     assert len(accuracies) == len(losses) == 5
-    assert best["epoch"] == accuracies.index(max(accuracies)) + 1
+    highest = [loss for loss, a in zip(losses, accuracies, strict=True) if a == max(accuracies)]
+    assert len(set(highest)) == (5 if lr == 1e-7 else 1)
+    assert best["epoch"] == losses.index(min(highest)) + 1
+    row = {"accuracy": max(accuracies), "loss": min(highest), "best_epoch": best["epoch"]}
+    assert summarise(model, accuracies, losses, {})["val"] == row
     assert_same(best["model"], model.state_dict())
     assert not model.training
     assert evaluate(model, load_datasets(config)[1])["accuracy"] == max(accuracies)
