@@ -69,8 +69,8 @@ def test_a_seed_lets_its_images_and_network_go_before_the_next_begins(digits_con
 
     monkeypatch.setattr(experiment, "run_one", counted)
     model = exercise_1_3.config["model"] | {"layers": [4]}
-    exercise_1_3.main(digits_config | {"model": model, "seeds": [0, 1, 2]})
-    assert len(alive) == 3 and len(set(alive)) == 1
+    exercise_1_3.main(digits_config | {"model": model, "seeds": [0, 1]})
+    assert len(alive) == 2 and len(set(alive)) == 1
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
