@@ -8,7 +8,7 @@ pixels, K classes, h x w the cells of the last map.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from distributed import rank, shared
 from exits import exit_cleanly, read_flags
 from gallery import draw_gallery, folder_name
 from images import SUFFIXES
-from models import CNN, ResNet18, evaluating, fold_norms, map_cells
+from models import CNN, ResNet18, cell_centres, evaluating, fold_norms, map_cells
 
 __all__ = [
     "ClassActivation",
@@ -45,7 +45,8 @@ class ClassActivation:
     `maps` (N, h, w) are signed and in logit units: the mean of a map plus its bias (N,) is its
     total (N,). That is the logit of its class, or how far it lies above the logit of the class
     `against` (N,), or above the mean logit of a centred map. `classes` (N,), `logits` (N, K),
-    `confidence` (N,): the probability of the class.
+    `confidence` (N,): the probability of the class. `centres`: where the rows (h,) and columns (w,)
+    of the cells have their centres in the image, as shares of it.
     """
 
     maps: torch.Tensor
@@ -55,22 +56,28 @@ class ClassActivation:
     biases: torch.Tensor
     totals: torch.Tensor
     against: torch.Tensor | None = None
+    centres: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def __getitem__(self, index):
         """The activation of one image, or of a slice, N kept as the first axis."""
         if isinstance(index, int) and not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")  # also ends a loop over them
         rows = slice(index, index + 1 or None) if isinstance(index, int) else index
-        return ClassActivation(*(None if c is None else c[rows] for c in self.columns()))
+        return self.with_columns(lambda column: column[rows])
 
     def __len__(self):
         return len(self.maps)
 
     def columns(self):
-        return [getattr(self, field.name) for field in fields(self)]
+        """{name: tensor} of what has a row an image."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
+
+    def with_columns(self, change):
+        return replace(self, **{name: change(value) for name, value in self.columns().items()})
 
     def cpu(self):
-        return ClassActivation(*(None if c is None else c.cpu() for c in self.columns()))
+        return self.with_columns(torch.Tensor.cpu)
 
     def completeness_error(self):
         """(N,) |mean(map) + bias - total|, as a share of the largest logit of the image."""
@@ -114,9 +121,10 @@ def generate_class_activation_map(
     elif centred:
         mix = mix - 1 / len(weight)
     maps = torch.einsum("nc,nchw->nhw", mix @ weight, features)
+    centres = cell_centres(model, maps.shape[1:], images.shape[2:])
     confidence = logits.softmax(1).gather(1, shown[:, None])[:, 0]
     totals = (mix * logits).sum(1)
-    return ClassActivation(maps, shown, logits, confidence, mix @ bias, totals, against)
+    return ClassActivation(maps, shown, logits, confidence, mix @ bias, totals, against, centres)
 
 
 def one_each(classes, logits):
@@ -144,8 +152,9 @@ def activate(model, dataset, indices, batch_size=None, **options):
 
     with freed_memory_kept():
         parts = shared(explain, range(0, len(indices), batch_size))
-    columns = zip(*(part.columns() for part in parts), strict=True)
-    return ClassActivation(*(None if c[0] is None else torch.cat(c) for c in columns))
+    columns = [part.columns() for part in parts]
+    joined = {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
+    return replace(parts[0], **joined)
 
 
 def cam(model: CNN | ResNet18, dataset: ImageDataset, config: dict) -> list[dict]:

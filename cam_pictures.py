@@ -16,7 +16,7 @@ from matplotlib import colormaps
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from boxes import upsample
+from boxes import tiled, upsample
 from plots import fitting
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def save_cam_visualization(
     photo = to_pixels(image).resize((PANEL, PANEL), Image.Resampling.BICUBIC)
     native = Image.fromarray(colour(values.numpy(), limit))
     drawn = native.resize((PANEL, PANEL), Image.Resampling.NEAREST)
-    overlay = blend(photo, values, limit)
+    overlay = blend(photo, values, limit, activation.centres)
     titles = ("image", f"map, {cells[0]} x {cells[1]} cells", "overlay")
     page = Image.new("RGB", (3 * (PANEL + MARGIN) + MARGIN + BAR, HEADER + PANEL + MARGIN), PAPER)
     draw = ImageDraw.Draw(page)
@@ -61,7 +61,7 @@ def save_cam_visualization(
         if boxes is not None:
             outline(draw, boxes, left, HEADER)
         if grid and number == 2:
-            draw_cells(draw, cells, left, HEADER)
+            draw_cells(draw, activation.centres or tiled(cells), left, HEADER)
     draw_scale(page, draw, limit)
     text = describe_prediction(activation, class_names, true).splitlines()
     for number, line in enumerate(text):
@@ -73,7 +73,8 @@ def save_cam_visualization(
 def save_thumbnail(image, activation, path, limit):
     """The overlay alone, 128 pixels a side, as WebP."""
     photo = to_pixels(image).resize((128, 128), Image.Resampling.BICUBIC)
-    blend(photo, activation.maps[0].float().cpu(), limit or 1.0).save(path, quality=80)
+    values = activation.maps[0].float().cpu()
+    blend(photo, values, limit or 1.0, activation.centres).save(path, quality=80)
 
 
 def to_pixels(image):
@@ -87,9 +88,9 @@ def colour(values, limit):
     return COLOUR_MAP(np.clip(values / limit, -1, 1) / 2 + 0.5, bytes=True)[..., :3].copy()
 
 
-def blend(photo, values, limit):
+def blend(photo, values, limit, centres=None):
     """`photo` under the colours of the smooth map, as opaque as the map is strong."""
-    smooth = upsample(values[None], photo.height, photo.width)[0].numpy()
+    smooth = upsample(values[None], photo.height, photo.width, centres)[0].numpy()
     alpha = np.clip(np.abs(smooth) / limit, 0, 1)[..., None] * 0.75
     mixed = np.asarray(photo) * (1 - alpha) + colour(smooth, limit) * alpha
     return Image.fromarray(mixed.round().astype(np.uint8))
@@ -103,13 +104,12 @@ def outline(draw, boxes, left, top):
         draw.rectangle(inner, outline=BOX, width=2)
 
 
-def draw_cells(draw, cells, left, top):
-    for k in range(1, cells[0]):
-        y = top + k * PANEL / cells[0]
-        draw.line([left, y, left + PANEL, y], fill="#888888")
-    for k in range(1, cells[1]):
-        x = left + k * PANEL / cells[1]
-        draw.line([x, top, x, top + PANEL], fill="#888888")
+def draw_cells(draw, centres, left, top):
+    rows, columns = (((c[1:] + c[:-1]) / 2 * PANEL).tolist() for c in centres)
+    for y in rows:
+        draw.line([left, top + y, left + PANEL, top + y], fill="#888888")
+    for x in columns:
+        draw.line([left + x, top, left + x, top + PANEL], fill="#888888")
 
 
 def draw_scale(page, draw, limit):

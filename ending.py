@@ -134,4 +134,5 @@ def overlays(training, rows):
     limit = float(activation.maps.abs().max()) or 1.0
     photos = [to_pixels(training.val_set.images[index]) for index in indices]
     photos = [photo.resize((128, 128)) for photo in photos]
-    return [blend(photo, activation.maps[position], limit) for position, photo in enumerate(photos)]
+    pairs = zip(photos, activation.maps, strict=True)
+    return [blend(photo, values, limit, activation.centres) for photo, values in pairs]

@@ -114,7 +114,8 @@ def measure_boxes(one, dataset, boxes):
         return {"inside": None, "outside": None, "box_area": None}
     height, width = dataset.images.shape[-2:]
     mask = box_mask(boxes, height, width)
-    inside = float(energy_inside(upsample(one.maps.float(), height, width), mask[None])[0])
+    smooth = upsample(one.maps.float(), height, width, one.centres)
+    inside = float(energy_inside(smooth, mask[None])[0])
     known = inside == inside  # not where nothing speaks for the class
     return {
         "inside": inside if known else None,

@@ -12,7 +12,8 @@ from studies.subject import Subject
 
 def delete(subject, dataset, generator, per_class=8):
     """Mean curves of deletion and insertion, by the map, at random and from the centre outwards."""
-    rows = [torch.where(dataset.labels == k)[0][:per_class] for k in range(len(dataset.classes))]
+    members = [torch.where(dataset.labels == k)[0] for k in range(len(dataset.classes))]
+    rows = [m[torch.randperm(len(m), generator=generator)[:per_class]] for m in members]
     images = dataset.normalise(dataset.images[torch.cat(rows)])
     maps, classes = measures.explain(subject.model, images)
     bias = subject.model.classifier.bias.detach()[classes]

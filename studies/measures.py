@@ -73,9 +73,15 @@ def pixel_curves(model, images, classes, order, cells, steps=16):
 
 
 def pointing_hits(maps, masks):
-    """(N,) whether the hottest pixel of maps (N, H, W) lies in the mask (Zhang et al. 2018)."""
-    hottest = maps.flatten(1).argmax(1, keepdim=True)
-    return masks.flatten(1).gather(1, hottest)[:, 0]
+    """(N,) whether the hottest pixel of maps (N, H, W) lies in the mask (Zhang et al. 2018). Of
+    several that are equal, as those beyond the outer cells, it is the one in their middle."""
+    hottest = maps == maps.amax((1, 2), keepdim=True)
+    equal = hottest.sum((1, 2))
+    row, column = (
+        (hottest.sum(across) * torch.arange(size)).sum(1) // equal
+        for across, size in ((2, maps.shape[1]), (1, maps.shape[2]))
+    )
+    return masks[torch.arange(len(maps)), row, column]
 
 
 def best_threshold_hits(maps, boxes, thresholds=THRESHOLDS):

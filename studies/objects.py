@@ -2,7 +2,7 @@
 
 import torch
 
-from boxes import energy_inside, upsample
+from boxes import energy_inside
 from studies import edits, measures
 from studies.measures import crossed_rate, mean_with_interval, rate_with_interval
 from studies.subject import by_class
@@ -18,7 +18,7 @@ def locate(subject, boxed):
     """Where the evidence for the true class lies, beside a Gaussian in the middle, per class."""
     classes = subject.dataset.classes
     maps, _ = subject.explain(boxed.pixels, boxed.labels)
-    smooth = upsample(maps, *boxed.masks.shape[1:])
+    smooth = subject.smooth(maps)
     middle = measures.centred_gaussian(*smooth.shape[1:]).expand_as(smooth)
     area = boxed.masks.float().mean((1, 2))
     found = {"box_area": by_class(area.tolist(), boxed.labels, classes, mean_with_interval)}
@@ -215,7 +215,7 @@ def describe_six(subject, boxed):
     classes, chosen = subject.dataset.classes, boxed[rows]
     probabilities = subject.predict(chosen.pixels)
     maps, predicted = subject.explain(chosen.pixels)
-    outside = 1 - energy_inside(upsample(maps, *chosen.masks.shape[1:]), chosen.masks)
+    outside = 1 - energy_inside(subject.smooth(maps), chosen.masks)
     return [
         {
             "index": index,

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from boxes import box_mask
+from boxes import box_mask, upsample
 from dataset import ImageDataset
+from models import cell_centres
 from studies import measures
 
 
@@ -36,6 +37,11 @@ class Subject:
 
     def explain(self, pixels, classes=None):
         return measures.explain(self.model, self.dataset.normalise(pixels), classes)
+
+    def smooth(self, maps):
+        """Maps (N, h, w) of the size of the images, (N, H, W)."""
+        size = self.dataset.images.shape[-2:]
+        return upsample(maps, *size, cell_centres(self.model, maps.shape[1:], size))
 
 
 def load_boxed(dataset, boxes):

@@ -3,6 +3,7 @@
 The references are torch's own gradients, pytorch-grad-cam and captum.
 """
 
+import bisect
 import functools
 import random
 
@@ -17,7 +18,7 @@ import exercise_1_3
 from boxes import upsample
 from cam import generate_class_activation_map
 from dataset import load_datasets
-from models import CNN, ResNet18, build_model
+from models import CNN, ResNet18, build_model, cell_centres
 from training import train
 
 BOUND = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -178,6 +179,55 @@ def test_upsampling_by_a_whole_factor_is_smooth_and_keeps_the_mean(dtype, factor
     corners = F.interpolate(maps[:, None], scale_factor=factor, mode="bilinear", align_corners=True)
     assert (corners.mean((1, 2, 3)) - maps.mean((1, 2))).abs().max() > 1e-3
     assert upsample(torch.tensor([[[0.0, 4.0]]]), 1, 4).flatten().tolist() == [0, 1, 3, 4]
+
+
+def seen_rows(model, pixels, cell):
+    """The first and the last row of an image (pixels, 32) that row `cell` of the last map sees."""
+
+    def reaches(rows):
+        image = torch.zeros(1, 3, pixels, 32)
+        image[:, :, rows] = float("nan")
+        with torch.no_grad():
+            return bool(model.features(image)[0, :, cell].isnan().any())
+
+    first = bisect.bisect_left(range(pixels), True, key=lambda row: reaches(slice(row + 1)))
+    last = bisect.bisect_left(range(pixels), True, key=lambda row: not reaches(slice(row, None)))
+    return first, last - 1
+
+
+def test_a_cell_is_drawn_in_the_middle_of_the_rows_that_it_sees():
+    whitened = CNN([4, 4, 4], 32, whiten=True).eval()  # whose cells do not tile the image
+    strided = CNN([{"channels": 4, "stride": 2, "kernel_size": 7}, 4], 32, padding=0).eval()
+    residual = CNN([4, {"channels": 6, "stride": 2, "pool": 1}], 32, residual=True).eval()
+    cases = [(whitened, 64), (strided, 64), (residual, 64), (ResNet18(K).eval(), 640)]
+    for model, pixels in cases:
+        cells = model.features(torch.zeros(1, 3, pixels, 32)).shape[2:]
+        rows, _ = cell_centres(model, cells, (pixels, 32))
+        first, last = seen_rows(model, pixels, cells[0] // 2)
+        assert 0 < first < last < pixels - 1
+        assert float(rows[cells[0] // 2]) * pixels - 0.5 == pytest.approx((first + last) / 2)
+        assert (
+            generate_class_activation_map(model, torch.zeros(1, 3, pixels, 32)).centres[0].tolist()
+            == rows.tolist()
+        )
+
+
+def test_an_upsampled_map_has_the_values_of_its_cells_in_their_centres():
+    values = torch.tensor([[[1.0, 5.0, 2.0], [0.0, 3.0, 7.0]]])
+    centres = torch.tensor([2.5, 6.5]).double() / 9, torch.tensor([0.5, 4.5, 8.5]).double() / 12
+    large = upsample(values, 9, 12, centres)
+    assert torch.equal(large[:, 2::4][:, :2, ::4], values)
+    assert large[0, 4, 0] == 0.5  # half-way between two cells
+    assert torch.equal(large[0, 0], large[0, 2])  # beyond the outer ones those alone
+    assert torch.equal(large[0, :, 11], large[0, :, 8])
+
+
+def test_cells_of_a_network_that_its_layers_do_not_explain_tile_the_image():
+    model = CNN([4, 4], 32)
+    model.layers.append(torch.nn.Upsample(scale_factor=2))
+    cells = model.features(torch.zeros(1, 3, 32, 32)).shape[2:]
+    rows, columns = cell_centres(model, cells, (32, 32))
+    assert torch.equal(rows, (torch.arange(16).double() + 0.5) / 16) and torch.equal(rows, columns)
 
 
 def peers():

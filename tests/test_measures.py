@@ -80,8 +80,8 @@ class PaintedWithin(Painted):
         return super().features(images * box_mask(BOX, SIZE, SIZE))
 
 
-def generator():
-    return torch.Generator().manual_seed(0)
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 def painted_dataset(count=30):
@@ -442,6 +442,26 @@ def test_unlearned_layers_change_the_map_of_a_network():
     assert measures.rank_correlation(maps, maps) == pytest.approx([1.0] * 4)
     expected = spearmanr(maps[0].flatten(), maps[1].flatten()).statistic
     assert measures.rank_correlation(maps[:1], maps[1:2])[0] == pytest.approx(expected)
+
+
+def test_of_equal_pixels_the_one_in_their_middle_is_the_hottest():
+    maps = torch.zeros(3, 5, 7)
+    maps[0, 1:4, 4:7] = 2.0
+    maps[1, 4, 0] = 1.0  # the third is all equal
+    masks = torch.zeros(3, 5, 7, dtype=torch.bool)
+    masks[[0, 1, 2], [2, 4, 2], [5, 0, 3]] = True
+    assert measures.pointing_hits(maps, masks).all()
+    assert not measures.pointing_hits(maps, ~masks).any()
+
+
+def test_the_pictures_of_deletion_are_drawn_from_all_of_a_class(monkeypatch):
+    dataset, explain, seen = painted_dataset(), measures.explain, []
+    monkeypatch.setattr(
+        measures, "explain", lambda model, images: seen.append(images) or explain(model, images)
+    )
+    for seed in range(2):
+        delete(Subject(Painted(), dataset), dataset, generator(seed), per_class=2)
+    assert seen[0].shape == seen[1].shape and not torch.equal(*seen)
 
 
 def test_the_curves_of_a_painted_network_are_over_the_classes_and_fall_fastest_by_its_map():
