@@ -66,31 +66,6 @@ def box_mask(boxes, height, width):
     return (inside_rows[:, :, None] & inside_columns[:, None, :]).any(0)
 
 
-def tiled(cells):
-    """The centres of rows (h,) and of columns (w,) where cells (h, w) tile a picture, as shares of
-    it."""
-    return tuple((torch.arange(count).double() + 0.5) / count for count in cells)
-
-
-def upsample(maps, height, width, centres=None):
-    """Maps (N, h, w) as smooth maps (N, height, width), linear between the centres of the cells and
-    constant beyond the outer ones.
-
-    `centres` are those of ClassActivation. Without them the cells tile the picture: whole factors
-    then keep the mean.
-    """
-    rows, columns = centres or tiled(maps.shape[1:])
-    return blending(rows, height).to(maps) @ maps @ blending(columns, width).to(maps).T
-
-
-def blending(centres, pixels):
-    """(pixels, cells): how much of every cell a pixel takes, a share each."""
-    step = centres[1] - centres[0] if len(centres) > 1 else 1.0
-    pixel = (torch.arange(pixels).double() + 0.5) / pixels
-    place = ((pixel - centres[0]) / step).clamp(0, len(centres) - 1)
-    return (1 - (place[:, None] - torch.arange(len(centres))).abs()).clamp(min=0)
-
-
 def energy_inside(maps, masks):
     """(N,) the share of the positive evidence of maps (N, H, W) that lies where masks are true.
 

@@ -27,7 +27,8 @@ from distributed import rank, shared
 from exits import exit_cleanly, read_flags
 from gallery import draw_gallery, folder_name
 from images import SUFFIXES
-from models import CNN, ResNet18, cell_centres, evaluating, fold_norms, map_cells
+from models import CNN, ResNet18, evaluating, fold_norms, map_cells
+from upsampling import cell_centres
 
 __all__ = [
     "ClassActivation",
@@ -99,8 +100,8 @@ def generate_class_activation_map(
     class c is sum_k w_ck A_k over the features A that enter the average pooling. `contrast=(c, d)`
     answers "why c, not d?" by the difference of the two maps. `centred=True` takes away the mean
     map of all classes, which changes no probability. Runs in eval mode on the model's device and
-    leaves the model as it was. Raises ValueError for an unknown class and for a network without
-    maps.
+    leaves the model as it was. Raises ValueError for an unknown class, for classes beside a
+    contrast, and for a network without maps.
     """
     if not hasattr(model, "features"):
         raise ValueError(
@@ -112,6 +113,8 @@ def generate_class_activation_map(
     logits = model.classifier(features.mean((2, 3)))
     against = None
     if contrast is not None:
+        if classes is not None:
+            raise ValueError(f"contrast {contrast} names its own class: leave out the classes")
         classes = contrast[0]
         against = one_each(contrast[1], logits)
     shown = logits.argmax(1) if classes is None else one_each(classes, logits)
@@ -262,7 +265,8 @@ def read_photos(paths, config, data, out=None):
         found = sorted(
             file
             for file in path.rglob("*")
-            if file.suffix.lower() in SUFFIXES and file.name[0] != "."
+            if file.suffix.lower() in SUFFIXES
+            if not any(part[0] == "." for part in file.relative_to(path).parts)
             if out is None or out.resolve() not in file.resolve().parents
         )
         files += found if path.is_dir() else [path]

@@ -16,8 +16,8 @@ from matplotlib import colormaps
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from boxes import tiled, upsample
 from plots import fitting
+from upsampling import nearest, tiled, upsample
 
 if TYPE_CHECKING:
     from cam import ClassActivation
@@ -48,9 +48,9 @@ def save_cam_visualization(
     limit = (float(values.abs().max()) if limit is None else limit) or 1.0  # zeros are drawn white
     cells = values.shape
     photo = to_pixels(image).resize((PANEL, PANEL), Image.Resampling.BICUBIC)
-    native = Image.fromarray(colour(values.numpy(), limit))
-    drawn = native.resize((PANEL, PANEL), Image.Resampling.NEAREST)
-    overlay = blend(photo, values, limit, activation.centres)
+    centres = activation.centres or tiled(cells)
+    drawn = Image.fromarray(nearest(colour(values.numpy(), limit), PANEL, PANEL, centres))
+    overlay = blend(photo, values, limit, centres)
     titles = ("image", f"map, {cells[0]} x {cells[1]} cells", "overlay")
     page = Image.new("RGB", (3 * (PANEL + MARGIN) + MARGIN + BAR, HEADER + PANEL + MARGIN), PAPER)
     draw = ImageDraw.Draw(page)
@@ -61,7 +61,7 @@ def save_cam_visualization(
         if boxes is not None:
             outline(draw, boxes, left, HEADER)
         if grid and number == 2:
-            draw_cells(draw, activation.centres or tiled(cells), left, HEADER)
+            draw_cells(draw, centres, left, HEADER)
     draw_scale(page, draw, limit)
     text = describe_prediction(activation, class_names, true).splitlines()
     for number, line in enumerate(text):

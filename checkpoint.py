@@ -183,8 +183,10 @@ def mend(folder, newest):
     for name in ("best.pt", "last.pt", "previous.pt"):
         with contextlib.suppress(FileNotFoundError, ValueError):
             state = load_checkpoint(folder / name)
-            reached = state["history"][-1]["val/accuracy"] if state["epoch"] else None
-            if reached == best["val/accuracy"]:  # runs begun earlier kept the first of equal epochs
+            row = state["history"][-1] if state["epoch"] else {}
+            equal = row.get("val/accuracy") == best["val/accuracy"]
+            # the best.pt of an older run is the first of equal epochs
+            if row == best or (equal and name == "best.pt"):
                 if name != "best.pt":
                     print(f"best.pt is not whole; {name} is of that epoch too", file=sys.stderr)
                     _write(folder / "best.pt", _sealed(state))
@@ -214,6 +216,8 @@ def find_checkpoint(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}; name a run folder or its best.pt")
+    if path.name == "checkpoints" and (path / "best.pt").is_file():
+        return path / "best.pt"
     if seeds := sorted(path.glob("seed_*")):
         raise ValueError(f"{path} is of several seeds: name one of {', '.join(map(str, seeds))}")
     if not path.is_dir() or (best := path / "checkpoints" / "best.pt").is_file():
@@ -234,15 +238,24 @@ def data_dir_of(state, path):
 
 
 def load_model(path: str | Path) -> tuple[nn.Module, dict]:
-    """(model in eval mode with the weights saved at `path`, config it was trained with)."""
-    model, state = load_trained(path)
-    return model, state["config"]
+    """(model in eval mode with the weights saved at `path`, a checkpoint or a run folder; config it
+    was trained with)."""
+    path = find_checkpoint(path)
+    state = load_checkpoint(path)
+    return build_trained(state, path), state["config"]
 
 
 def load_trained(path: str | Path) -> tuple[nn.Module, dict]:
-    """(model in eval mode with the weights saved at `path`, all that was saved there)."""
+    """(model in eval mode with the weights saved at `path`, all that was saved there). Raises
+    ValueError where that does not say which images it was trained on."""
     state = load_checkpoint(path)
-    return build_trained(state, path), state
+    model = build_trained(state, path)
+    if "data" not in state:
+        raise ValueError(
+            f"checkpoint {path} does not say which images it was trained on: name one that a run "
+            f"saved"
+        )
+    return model, state
 
 
 def build_trained(state, path):

@@ -62,7 +62,8 @@ def next_commands(results, has_map):
     `has_map` says whether maps of its network show where it looks.
     """
     folder, config = Path(results["run_dir"]), results["config"]
-    exercise = script(f"{results['exercise']}.py")
+    own = Path(sys.argv[0]).stem == results["exercise"]  # a script of the user's lies anywhere
+    exercise = sys.argv[0] if own else script(f"{results['exercise']}.py")
     single = "runs" not in results
     rows = [("curves and pictures", spelled(*tool("tensorboard"), "--logdir", folder))]
     if offline := sorted(folder.glob("wandb/offline-run-*" if single else "*/wandb/offline-run-*")):

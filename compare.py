@@ -17,7 +17,8 @@ def compare(paths):
     A figure of an earlier comparison, which runs/exercise_1_1/* names too, is passed over. Raises
     ValueError for a folder that holds no run.
     """
-    paths = [path for path in map(Path, paths) if path.stem != "compared"]
+    figures = "compared.png", "compared.svg"
+    paths = [path for path in map(Path, paths) if path.name not in figures]
     if not paths:
         raise ValueError("there are only figures of earlier comparisons there: name run folders")
     runs = [read_run(path) for path in paths]

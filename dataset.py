@@ -127,8 +127,7 @@ def load_as_trained(config, about, source):
             f"{source} knows the classes {', '.join(about['classes'][:12])}; {name} in "
             f"{config['data_dir']} has {', '.join(classes[:12])}: name data of the same"
         )
-    in_memory = all(isinstance(one.images, torch.Tensor) for one in sets)
-    in_grey = in_memory and about["shape"] == [1, *shape[1:]] != shape
+    in_grey = about["shape"] == [1, *shape[1:]] != shape
     if about["shape"] != shape and not in_grey:
         wanted, there = (" x ".join(map(str, sides)) for sides in (about["shape"], shape))
         raise ValueError(
@@ -144,8 +143,9 @@ def load_as_trained(config, about, source):
 
 def to_grey(images):
     """uint8 images (N, C, H, W) -> (N, 1, H, W), the mean of the channels."""
-    blocks = (block.float().mean(1, keepdim=True).round() for block in images.split(4096))
-    return torch.cat([block.to(torch.uint8) for block in blocks])
+    blocks = (images[start : start + 4096] for start in range(0, len(images), 4096))
+    means = (block.float().mean(1, keepdim=True).round() for block in blocks)
+    return torch.cat([mean.to(torch.uint8) for mean in means])
 
 
 def hold_out(whole, share, generator, left_out=()):

@@ -34,11 +34,10 @@ class EventFile:
         values = [*scalars, *values]
         self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
-    def _write(self, *events):
+    def _write(self, event):
         end = self.file.tell()
         try:
-            for event in events:
-                RecordWriter(_Whole(self.file)).write(event.SerializeToString())
+            RecordWriter(_Whole(self.file)).write(event.SerializeToString())
         except OSError:
             self.file.seek(end)
             self.file.truncate()

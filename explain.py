@@ -1,5 +1,6 @@
 """Exercise 2.3 without its training: the maps of a network that is there already."""
 
+import sys
 from pathlib import Path
 
 from cam import cam, check_maps, choose_images
@@ -10,7 +11,7 @@ from devices import choose_device
 from evaluate import evaluate
 from experiment import summarise
 from plots import draw_confusion
-from tracking import check_same_data, open_run, write_manifest
+from tracking import check_same_data, data_sha256, known_sha256, open_run, write_manifest
 
 
 def explain(config):
@@ -18,7 +19,8 @@ def explain(config):
     model, config, (train_set, val_set, test_set), epoch = load_explained(config)
     choose_images(test_set, config)
     device = next(model.parameters()).device
-    open_run(config, lambda folder: write_manifest(folder, config, train_set, device))
+    sha256 = data_sha256(train_set)
+    open_run(config, lambda folder: write_manifest(folder, config, sha256, device))
     val, test = evaluate(model, val_set), evaluate(model, test_set)
     draw_confusion(test["confusion"], test_set.classes, config["run_dir"])
     cam(model, test_set, config)
@@ -44,6 +46,12 @@ def load_explained(config):
     config = trained | {k: config[k] for k in EXPLAINED - {"data_dir"} if k in config}
     model.to(choose_device(config["device"]))
     sets = load_as_trained(config, state["data"], path)
-    if own and not elsewhere:  # published data do not change
+    if own and not elsewhere:
         check_same_data(state, path, sets[0], "name what to explain by --data_dir")
+    elif not own and known_sha256(state, path) not in (None, data_sha256(sets[0])):
+        print(
+            f"warning: the training images in {config['data_dir']} are not those that {path} "
+            f"learnt from: it may have learnt some that are validation images here",
+            file=sys.stderr,
+        )
     return model, config, sets, state["epoch"]

@@ -17,10 +17,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from boxes import box_mask, energy_inside, upsample
+from boxes import box_mask, energy_inside
 from cam_pictures import save_cam_visualization, save_thumbnail
 from distributed import first_only, own_part, wait
 from files import write_json
+from upsampling import upsample
 
 TEMPLATE = Path(__file__).with_name("gallery.html")
 TOP = 5  # probabilities a picture

@@ -9,6 +9,7 @@ the training images, in [0, 1].
 import functools
 import hashlib
 import os
+import pickle
 import sys
 from collections import Counter
 from pathlib import Path
@@ -137,7 +138,7 @@ def load_folder(config):
 
 
 def load_cifar10_archive(config):
-    """torchvision's own CIFAR-10 archive, downloaded where missing."""
+    """torchvision's own CIFAR-10 archive, downloaded where missing; sorted by class and name."""
     import torchvision
 
     folder = Path(config["data_dir"])
@@ -153,8 +154,15 @@ def load_cifar10_archive(config):
                 f"{folder / 'cifar-10-batches-py'} is damaged ({error}); delete it, and it is "
                 f"downloaded again"
             ) from None
-        images = np.ascontiguousarray(archive.data.transpose(0, 3, 1, 2))
-        splits[split] = (torch.from_numpy(images), torch.tensor(archive.targets))
+        files = archive.train_list if split == "train" else archive.test_list
+        names = []
+        for name, _ in files:
+            with (folder / archive.base_folder / name).open("rb") as file:
+                names += pickle.load(file, encoding="latin1")["filenames"]
+        # as the same pictures in folders would be, so that a seed holds out the same ones
+        order = sorted(range(len(names)), key=lambda k: (archive.targets[k], names[k]))
+        images = np.ascontiguousarray(archive.data[order].transpose(0, 3, 1, 2))
+        splits[split] = (torch.from_numpy(images), torch.tensor(archive.targets)[order])
     files = sorted((folder / "cifar-10-batches-py").iterdir())
     statistics = remembered_statistics(files, splits["train"][0].numpy(), config)
     return splits, archive.classes, *statistics

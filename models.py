@@ -13,10 +13,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.modules.utils import _pair
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from boxes import tiled
 from checks import first_line, fit_model, memory_bytes
 from config import defaults
 from rules import shown
@@ -63,9 +61,9 @@ class SkipBlock(nn.Module):
 class SkipMLP(nn.Module):
     """MLP of residual blocks: images (N, ...) -> logits (N, K).
 
-    The first and the last layer are Linear, every layer between them is a SkipBlock, whose
-    identity path carries the gradient past it, so that depth stops hurting. No ReLU stands outside
-    the blocks: with its blocks at zero the network is its first and its last layer.
+    The first and the last layer are Linear, every layer between them is a SkipBlock, whose shortcut
+    carries the gradient past it, so that depth stops hurting. No ReLU stands outside the blocks:
+    with each f at zero the network is linear.
     """
 
     def __init__(self, layer_sizes: Sequence[int], dropout: float = 0.0):
@@ -317,32 +315,6 @@ def map_cells(model, shape):
     with torch.no_grad(), evaluating(model):
         image = torch.zeros((1, *shape), device=next(model.parameters()).device)
         return math.prod(model.features(image).shape[2:])
-
-
-def cell_centres(model, cells, pixels):
-    """Where the cells (h, w) of the last map lie in an image of `pixels` (H, W): the centres of its
-    rows (h,) and of its columns (w,), as shares of the image.
-
-    Kernels, strides and paddings tell, layer by layer (Araujo et al. 2019, "Computing Receptive
-    Fields of Convolutional Neural Networks"). Of a network that they do not explain the cells are
-    taken to tile the image.
-    """
-    first, step, sizes = 0.0, 1, list(pixels)
-    for name, layer in model.named_modules():
-        beside = "shortcut" in name or "downsample" in name
-        if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and not beside:
-            if layer.padding == "same":
-                return tiled(cells)
-            (kernel, _), (stride, _), (padding, _) = (
-                _pair(getattr(layer, key)) for key in ("kernel_size", "stride", "padding")
-            )
-            first += step * ((kernel - 1) / 2 - padding)
-            step *= stride
-            sizes = [(size + 2 * padding - kernel) // stride + 1 for size in sizes]
-    if sizes != list(cells):
-        return tiled(cells)
-    both = zip(cells, pixels, strict=True)
-    return tuple((first + 0.5 + step * torch.arange(count).double()) / side for count, side in both)
 
 
 def takes(model, shape):

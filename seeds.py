@@ -112,7 +112,7 @@ def can_stack(config):
 def fit_together(configs):
     """Whether the images of all seeds fit in the memory, where a stack has them side by side.
     Prints what was loaded, once for all seeds."""
-    train_set = load_datasets(configs[0])[0]
+    train_set = load_datasets(configs[0] | {"deskew": False})[0]  # as large, sooner
     return len(configs) * train_set.images.nbytes < memory_bytes() / 2
 
 
@@ -171,7 +171,8 @@ def count_workers(config):
     for starting them. Threads in step with one another lose more than they win on networks this
     small."""
     with redirect_stdout(None):
-        images = len(load_datasets(config)[0]) * config["epochs"]
+        train_set = load_datasets(config | {"deskew": False})[0]  # as many, sooner
+    images = len(train_set) * config["epochs"]
     pays = images >= WORTH_IT["cpu"] * config["batch_size"]
     on_cpu = choose_device(config["device"]).type == "cpu"
     return torch.get_num_threads() if pays and on_cpu else 1
@@ -249,7 +250,7 @@ class Member:
         """The run folder, made with a checkpoint of epoch 0 in it."""
 
         def fill(folder):
-            write_manifest(folder, self.config, self.train_set, device)
+            write_manifest(folder, self.config, self.about["sha256"], device)
             start = self.whole(state) | {"epoch": 0, "config": self.config}
             save_checkpoint(folder / "checkpoints" / "last.pt", start)
 

@@ -108,7 +108,7 @@ def train_epoch(step, batches, schedule, sizes=None):
     weights = torch.tensor(sizes, dtype=torch.float64) / count
     metrics = {
         "train/loss": torch.tensordot(weights, losses.double(), dims=1).tolist(),
-        "train/accuracy": (hits.sum(0) / count).tolist(),
+        "train/accuracy": (hits.sum(0).double() / count).tolist(),
     }
     return losses, metrics | {"train/images_per_second": count / (time.perf_counter() - start)}
 

@@ -41,7 +41,7 @@ def load_teacher(config, about, device):
     if config["teacher"] == "none":
         return None
     path, state = from_first(read_teacher, config["teacher"], config["seed"])
-    known = state["data"] | {"sha256": known_sha256(state, path)}
+    known = state.get("data", {}) | {"sha256": known_sha256(state, path)}
     if known["sha256"] is None:
         raise ValueError(
             f"--teacher {path} does not say which images it was trained on: train it again"

@@ -10,6 +10,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -89,6 +91,7 @@ def describe_process(device):
         "commit": git_commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **{name: version(name) for name in ("torchvision", "numpy", "pillow")},
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "processes": world(),
@@ -105,10 +108,12 @@ def only_warned(what):
         print(f"warning: {what} could not be written ({reason})", file=sys.stderr)
 
 
-def write_manifest(folder, config, train_set, device):
+def write_manifest(folder, config, sha256, device):
     """What it takes to repeat the run: command, commit, versions, device, threads, data."""
-    data = {"dataset": config["dataset"], "data_sha256": data_sha256(train_set)}
-    write_json(folder / "manifest.json", describe_process(device) | data | {"resumed": []})
+    data = {"dataset": config["dataset"], "data_sha256": sha256}
+    about = {"started": datetime.now().astimezone().isoformat(timespec="seconds")}
+    about |= describe_process(device) | data | {"resumed": []}
+    write_json(folder / "manifest.json", about)
 
 
 def known_sha256(state, source):
@@ -117,7 +122,7 @@ def known_sha256(state, source):
     An older checkpoint leaves it to the manifest of its run folder; `source` is the one or the
     other.
     """
-    if "sha256" in state["data"]:
+    if "sha256" in state.get("data", {}):
         return state["data"]["sha256"]
     source = Path(source).absolute()
     folder = source if source.is_dir() else source.parent.parent

@@ -88,11 +88,11 @@ def train(
 def train_held(model, train_set, val_set, config, held):
     """`train` with a checked config; the run folder is entered into the ExitStack `held`."""
     start = time.perf_counter()
-    check_last_batch(model, train_set, config)
+    device = choose_device(config["device"])
+    check_last_batch(model, train_set, config, device)
     check_crops(model, train_set.images.shape[1], config["crop_size"])
 
     # the network and what updates it, as new or as they were left
-    device = choose_device(config["device"])
     if device.type == "cpu" and convolves(model):
         held.enter_context(freed_memory_kept())
     elif device.type == "cpu":
@@ -141,7 +141,7 @@ def train_held(model, train_set, val_set, config, held):
         return parts_now | known | {"history": history, "wandb_id": wandb_id, "seconds": seconds}
 
     def fill(folder):
-        write_manifest(folder, config, train_set, device)
+        write_manifest(folder, config, about["sha256"], device)
         untrained = state() | {"epoch": 0, "config": config}
         save_checkpoint(folder / "checkpoints" / "last.pt", untrained)
 
@@ -202,11 +202,11 @@ def take_best(model, folder, history):
     return [row["val/accuracy"] for row in history], [row["val/loss"] for row in history]
 
 
-def check_last_batch(model, train_set, config):
+def check_last_batch(model, train_set, config, device):
     """Raise ValueError where a batch of one image leaves BatchNorm one value a channel; of several
-    processes, where the share of one does."""
-    batch_size = config["batch_size"]
-    last = (len(train_set) % batch_size or batch_size) // world()
+    processes, where the share of one does, unless they are on GPUs, whose BatchNorm sees all."""
+    batch_size, shares = config["batch_size"], 1 if device.type == "cuda" else world()
+    last = (len(train_set) % batch_size or batch_size) // shares
     if last > 1:
         return
     try:
@@ -215,7 +215,7 @@ def check_last_batch(model, train_set, config):
             image = train_set.normalise(shrink(train_set.images[:1], config["crop_size"]))
             trial(image.to(next(model.parameters()).device))
     except ValueError:
-        part = "batch" if world() == 1 else "share"
+        part = "batch" if shares == 1 else "share"
         raise ValueError(
             f"batch_size {batch_size} leaves a {part} of one of the {len(train_set)} training "
             f"images, of which BatchNorm sees one value, without a deviation: choose another "

@@ -44,7 +44,9 @@ class WandbSink:
         import wandb
 
         keep_quiet(Path(wandb.env.get_cache_dir()) / "logs", folder / "wandb")
-        common = {"project": "lab01", "group": current_exercise(folder), "name": folder.name}
+        seeds = folder.name.startswith("seed_")  # alike in all runs of several seeds
+        name = f"{folder.parent.name}-{folder.name}" if seeds else folder.name
+        common = {"project": "lab01", "group": current_exercise(folder), "name": name}
         common |= {"tags": [config["dataset"], config["model"]["kind"]]}
         common |= {"dir": str(folder), "config": config, "id": run_id}
         mode = mode_of(config)
@@ -115,7 +117,7 @@ def last_id(folder):
     """The id of the W&B run that was logged in a run folder last, or None."""
     names = [path.name for path in (folder / "wandb").glob("*run-*-*")]
     names.sort(key=lambda name: name.removeprefix("offline-"))  # then comes the time
-    return names[-1].rpartition("-")[2] if names else None
+    return names[-1].removeprefix("offline-").split("-", 2)[2] if names else None
 
 
 def keep_quiet(logs, instead):

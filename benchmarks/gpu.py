@@ -40,7 +40,7 @@ class Flags(Output):
     """epochs that are timed, after one that is not"""
 
 
-def plain_epoch(model, optimizer, train_set, config, epoch):
+def plain_epoch(model, optimizer, train_set, config):
     """Seconds of one epoch of the plain loop on the GPU, one batch at a time from the host."""
     order = torch.randperm(len(train_set))
     torch.cuda.synchronize()
@@ -95,7 +95,7 @@ def measure(exercise, epochs):
     assert difference < 1e-2, f"{exercise.__name__}: the first steps differ by {difference}"
     model = build_model(config).cuda()
     optimizer = torch.optim.Adam(model.parameters(), lr=config["lr"])
-    plain = min(plain_epoch(model, optimizer, train_set, config, e) for e in range(2))
+    plain = min(plain_epoch(model, optimizer, train_set, config) for _ in range(2))
     torch.cuda.reset_peak_memory_stats()
     seconds, _ = lab_epochs(train_set, val_set, config, epochs + 1)
     return {

@@ -43,10 +43,6 @@ class Experiment:
         """A number a seed, of the last epoch."""
         return [rows[-1][key] for rows in self.metrics]
 
-    def best_until(self, epoch):
-        """The highest validation accuracy up to that epoch, a number a seed."""
-        return [max(row["val/accuracy"] for row in rows[:epoch]) for rows in self.metrics]
-
     @property
     def minutes(self):
         return self.results["seconds"] / 60

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
-from boxes import box_mask, upsample
+from boxes import box_mask
 from dataset import ImageDataset
-from models import cell_centres
 from studies import measures
+from upsampling import cell_centres, upsample
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import struct
 import time
@@ -16,8 +17,10 @@ from PIL import Image, ImageOps
 
 import cache
 import exercise_1_1
+import exercise_1_3
 import images
-from dataset import load_datasets
+from config import complete_config
+from dataset import data_sha256, load_datasets
 
 
 def folder_config(folder, **changes):
@@ -281,6 +284,37 @@ def test_a_damaged_cifar10_archive_is_named(tmp_path):
     (archive / "data_batch_1").write_bytes(b"half")
     with pytest.raises(ValueError, match=r"cifar-10-batches-py is damaged"):
         load_datasets(exercise_1_1.config | {"dataset": "cifar10", "data_dir": str(tmp_path)})
+
+
+def test_the_archive_of_cifar10_and_its_pictures_in_folders_are_the_same_data(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    draw = np.random.default_rng(0)
+    classes = [f"class {letter}" for letter in "abcdefghij"]
+    batches = tmp_path / "archive" / "cifar-10-batches-py"
+    batches.mkdir(parents=True)
+    for batch in [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]:
+        pixels = draw.integers(0, 256, (20, 3, 32, 32), np.uint8)
+        labels = draw.permutation(np.arange(20) % 10)
+        names = [f"{draw.integers(10**9)}_s_{k:06}.png" for k in range(20)]
+        content = {"data": pixels.reshape(20, -1), "labels": labels.tolist(), "filenames": names}
+        (batches / batch).write_bytes(pickle.dumps(content))
+        split = "test" if batch == "test_batch" else "train"
+        for picture, label, name in zip(pixels, labels, names, strict=True):
+            place = tmp_path / "folders" / "cifar10" / split / classes[label] / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture.transpose(1, 2, 0)).save(place)
+    (batches / "batches.meta").write_bytes(pickle.dumps({"label_names": classes}))
+    config = complete_config(exercise_1_3.config | {"run_dir": "unused"})
+    archived, apart = (
+        load_datasets(config | {"data_dir": str(tmp_path / name)})
+        for name in ("archive", "folders")
+    )
+    for ours, theirs in zip(archived, apart, strict=True):
+        assert torch.equal(ours.images, theirs.images) and torch.equal(ours.labels, theirs.labels)
+        assert (ours.classes, ours.mean, ours.std) == (theirs.classes, theirs.mean, theirs.std)
+    assert data_sha256(archived[0]) == data_sha256(apart[0])
 
 
 def test_file_names_of_every_kind_are_read(picture_folder):

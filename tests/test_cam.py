@@ -218,6 +218,21 @@ def test_boxes_are_outlined_where_they_are_in_all_three_panels(tmp_path):
         assert corners == pytest.approx([0.5, 0.25, 1.0, 0.75], abs=0.01)
 
 
+def test_cells_that_do_not_tile_the_image_are_drawn_around_their_centres(tmp_path):
+    image = torch.full((3, 64, 64), 128, dtype=torch.uint8)
+    off = torch.tensor([0.0, 0.5]).double(), torch.tensor([0.0, 0.5]).double()  # as in resnet18
+    one = replace(activation_of([[9.0, 0.0], [0.0, 0.0]]), centres=off)
+    save_cam_visualization(image, one, tmp_path / "off.png", grid=True)
+    pixels = np.asarray(Image.open(tmp_path / "off.png").convert("RGB")).astype(int)
+    panels = [pixels[HEADER : HEADER + PANEL, MARGIN + k * (PANEL + MARGIN) :] for k in (1, 2)]
+    drawn, overlay = (panel[:, :PANEL] for panel in panels)
+    red = drawn[..., 0] > drawn[..., 2] + 50
+    assert red[: PANEL // 4, : PANEL // 4].all()
+    assert red.sum() == (PANEL // 4) ** 2
+    assert (overlay[PANEL // 4] == 0x88).all() and (overlay[:, PANEL // 4] == 0x88).all()
+    assert not (overlay[PANEL // 2] == 0x88).all()
+
+
 def test_a_map_of_zeros_is_drawn_without_a_blank_or_a_warning(tmp_path, recwarn):
     image = torch.zeros(1, 8, 8, dtype=torch.uint8)
     save_cam_visualization(image, activation_of(torch.zeros(2, 2)), tmp_path / "zero.png")

@@ -105,6 +105,8 @@ def test_load_model_rebuilds_the_network_in_eval_mode(path, digits_config):
     assert not loaded.training
     images = torch.randn(2, 1, 8, 8)
     assert torch.equal(model(images), loaded(images))
+    path.rename(path.with_name("best.pt"))
+    assert torch.equal(load_model(path.parents[1])[0](images), model(images))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no other system syncs folders")

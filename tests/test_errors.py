@@ -531,7 +531,7 @@ def test_a_class_that_is_held_out_as_a_whole_is_named_before_a_training_and_judg
 
 
 def test_a_run_on_published_pictures_of_which_one_is_gone_is_not_gone_on_with(
-    digits_config, tmp_path
+    digits_config, tmp_path, capsys
 ):
     for split in ("train", "test"):
         for label in "abcdefghij":
@@ -548,6 +548,10 @@ def test_a_run_on_published_pictures_of_which_one_is_gone_is_not_gone_on_with(
         exercise_1_3.main(config | {"resume": config["run_dir"], "epochs": 2})
     with pytest.raises(ValueError, match=r"training images of .* are not those"):
         evaluate.load_judged(evaluate.Flags(config["run_dir"], split="val"))
+    capsys.readouterr()
+    explained = exercise_2_3.config | {"checkpoint": config["run_dir"], "wandb_mode": "disabled"}
+    exercise_2_3.main(explained | {"run_dir": str(tmp_path / "maps"), "data_dir": str(tmp_path)})
+    assert "may have learnt some that are validation images" in capsys.readouterr().err
     assert len(evaluate.load_judged(evaluate.Flags(config["run_dir"]))[1]) == 40  # apart from them
 
 

@@ -191,7 +191,11 @@ def test_what_judges_one_run_is_not_ignored_for_several(flag):
         main(Flags("a", ("b",), **flag))
 
 
-def test_a_network_of_grey_images_sees_coloured_pictures_in_grey(finished, tmp_path):
+@pytest.mark.parametrize("in_memory", [1.0, 0.0])
+def test_a_network_of_grey_images_sees_coloured_pictures_in_grey(
+    finished, tmp_path, monkeypatch, in_memory
+):
+    monkeypatch.setattr("dataset.IN_MEMORY", in_memory)  # without: they stay on the disk
     folder, _ = finished
     for number in range(10):
         (tmp_path / "train" / str(number)).mkdir(parents=True)

@@ -21,6 +21,7 @@ import training
 from checkpoint import CheckpointWriter, load_checkpoint, load_last, load_model, save_checkpoint
 from config import parse_config
 from dataset import load_datasets
+from evaluate import Flags, load_judged
 from exits import exit_cleanly
 from models import build_model
 from training import train
@@ -213,6 +214,39 @@ def test_a_lost_best_is_mended_from_a_checkpoint_of_that_epoch_or_named(digits_c
     line = one_line(capsys, lambda _: run(resumed | {"epochs": 3}))
     assert "best.pt is damaged or missing" in line
     assert "epoch 1" in line
+
+
+def test_a_best_is_not_mended_from_another_epoch_of_equal_accuracy(tmp_path, capsys):
+    rows = [{"epoch": n, "val/accuracy": 0.9, "val/loss": loss} for n, loss in ((1, 0.3), (2, 0.4))]
+    (tmp_path / "checkpoints").mkdir()
+    writer = CheckpointWriter(tmp_path, {"checkpoint_every": 1, "epochs": 2})
+    writer.save({"history": rows[:1]})
+    writer.save({"history": rows})
+    best = tmp_path / "checkpoints" / "best.pt"
+    assert load_checkpoint(best)["epoch"] == 1
+    best.write_bytes(best.read_bytes()[:-9])
+    checkpoint.mend(tmp_path, load_last(tmp_path))
+    assert load_checkpoint(best)["epoch"] == 1
+    assert "previous.pt is of that epoch too" in capsys.readouterr().err
+    for name in ("best.pt", "previous.pt"):
+        best.with_name(name).unlink()
+    with pytest.raises(ValueError, match=r"best\.pt is damaged or missing.* epoch 1"):
+        checkpoint.mend(tmp_path, load_last(tmp_path))
+
+
+def test_a_checkpoint_that_knows_no_data_is_a_network_but_none_to_judge(digits_config, capsys):
+    model = build_model(digits_config)
+    path = Path("own.pt")
+    save_checkpoint(path, {"epoch": 1, "model": model.state_dict(), "config": digits_config})
+    assert load_model(path)[1] == digits_config
+    drawn = exercise_2_3.config | {"checkpoint": str(path), "wandb_mode": "disabled"}
+    for line in (
+        one_line(capsys, lambda _: load_judged(Flags(str(path)))),
+        one_line(capsys, lambda _: exercise_2_3.main(drawn)),
+    ):
+        assert "own.pt does not say which images it was trained on" in line
+    line = one_line(capsys, lambda _: run(digits_config | {"teacher": str(path)}))
+    assert "own.pt does not say which images" in line
 
 
 def test_a_checkpoint_that_is_named_is_never_replaced_by_another(digits_config, capsys):

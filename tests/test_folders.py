@@ -149,6 +149,8 @@ def test_a_run_that_drew_maps_is_not_one_to_go_on_with(digits_config, capsys):
     ):
         with pytest.raises((FileNotFoundError, ValueError), match=reason):
             find_checkpoint(folder)
+    for folder in (trained["run_dir"], f"{trained['run_dir']}/checkpoints"):
+        assert find_checkpoint(folder) == Path(trained["run_dir"], "checkpoints", "best.pt")
 
 
 def test_a_folder_whose_config_is_something_else_is_not_resumed(capsys):

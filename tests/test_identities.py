@@ -15,11 +15,11 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch.nn import functional as F
 
 import exercise_1_3
-from boxes import upsample
 from cam import generate_class_activation_map
 from dataset import load_datasets
-from models import CNN, ResNet18, build_model, cell_centres
+from models import CNN, ResNet18, build_model
 from training import train
+from upsampling import cell_centres, upsample
 
 BOUND = {torch.float32: 1e-5, torch.float64: 1e-10}
 K, BATCH = 4, 3

@@ -76,7 +76,9 @@ def test_maps_know_their_pictures_and_are_none_when_their_folder_is_looked_at_ag
     tmp_path, checkpoint
 ):
     folder, known = write_photos(tmp_path / "photos"), checkpoint()
-    (folder / "._a.png").write_bytes((folder / "rgba.webp").read_bytes())  # macOS leaves such
+    (folder / ".thumbnails").mkdir()
+    for hidden in ("._a.png", ".thumbnails/a.png"):  # macOS and Linux leave such
+        (folder / hidden).write_bytes((folder / "rgba.webp").read_bytes())
     for _ in range(2):
         explain(known, folder, out=str(folder / "maps"))
     manifest = json.loads((folder / "maps" / "manifest.json").read_text())

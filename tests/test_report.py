@@ -16,7 +16,7 @@ from benchmarks import cifar
 from config import RESUMABLE, defaults, flatten, merge
 from evaluate import Flags, evaluate, load_judged
 from studies import depth_table, mirrored, trust_table
-from studies.experiments import RESULTS, Experiment, add, load_experiments
+from studies.experiments import RESULTS, add, load_experiments
 from studies.report import PAGES, paired, reflow, render, share
 from studies.report_figures import draw_figures
 
@@ -197,12 +197,6 @@ def test_a_preset_is_what_its_published_numbers_were_reached_with(name):
         ran = flatten(defaults | run["config"])
         differing = {key.partition(".")[0] for key in written if ran[key] != written[key]}
         assert differing <= apart
-
-
-def test_the_best_until_an_epoch_looks_no_further():
-    rows = [{"val/accuracy": accuracy} for accuracy in (0.5, 0.7, 0.6, 0.9)]
-    experiment = Experiment("a", {}, {}, [rows, rows[::-1]], [])
-    assert experiment.best_until(3) == [0.7, 0.9]
 
 
 def test_a_run_that_has_not_finished_is_refused(tmp_path):

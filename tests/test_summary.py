@@ -85,6 +85,13 @@ def test_what_a_run_prints_is_readable_anywhere_and_its_commands_can_be_copied(d
     )
 
 
+def test_a_script_that_lies_elsewhere_is_named_where_it_is(digits_config, monkeypatch):
+    results = {"exercise": "mine", "run_dir": "run", "epochs": 1, "config": digits_config}
+    monkeypatch.setattr(sys, "argv", ["work/mine.py", "--epochs", "1"])
+    offered = dict(commands.next_commands(results, False))
+    assert offered["train on"].split()[1:3] == ["work/mine.py", "--resume"]
+
+
 def test_training_on_is_offered_where_the_learning_rate_is_still_there(digits_config):
     results = {"exercise": "exercise_1_1", "run_dir": "run", "epochs": 7}
     for schedule in ("constant", "cosine", "one_cycle"):

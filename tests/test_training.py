@@ -85,6 +85,8 @@ def test_an_epoch_equals_a_plain_torch_loop(digits_config, optimizer):
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
     assert metrics["train/loss"] == pytest.approx(total / len(train_set), rel=1e-5)
+    hits = metrics["train/accuracy"] * len(train_set)
+    assert hits == pytest.approx(round(hits), abs=1e-9)  # a whole number of images
 
 
 def test_the_loss_of_a_bfloat16_step_is_that_of_its_logits_however_sure_they_are(digits_config):
@@ -382,6 +384,15 @@ def test_a_compiled_step_that_is_damaged_is_compiled_anew(
     run(config)
     assert capsys.readouterr().err.startswith("compiling the training step, once")
     assert json.loads(Path(config["run_dir"], "config.json").read_text())["compile"] == "on"
+
+
+def test_a_share_of_one_image_is_refused_where_batchnorm_sees_it_alone(digits_config, monkeypatch):
+    monkeypatch.setattr(training, "world", lambda: 8)
+    model = build_model(digits_config | {"model": {"kind": "cnn", "layers": 6 * [4]}})
+    train_set = load_datasets(digits_config)[0].subset(slice(64 + 14))  # 14 images over 8 processes
+    training.check_last_batch(model, train_set, digits_config, torch.device("cuda"))
+    with pytest.raises(ValueError, match="leaves a share of one"):
+        training.check_last_batch(model, train_set, digits_config, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("kind", "lowered"), [("cnn", 0), ("mlp", 1)])

@@ -232,6 +232,7 @@ def test_seeds_trained_at_once_are_one_offline_run_each(digits_config, no_accoun
         rows = [row for row in wandb_history(file) if "train/loss" in row]
         assert [row["epoch"] for row in rows] == [1, 2]
         assert "predictions/path" in wandb_history(file)[-1]
+        assert f"run-seed_{seed}".encode() in file.read_bytes()  # its name
 
 
 def test_pictures_predictions_and_the_best_values_reach_an_offline_run(digits_config, no_account):
@@ -311,3 +312,5 @@ def test_the_run_that_was_logged_last_is_that_of_the_latest_time(tmp_path):
     assert wandb_sink.last_id(tmp_path) == "bbbbbbbb"
     (tmp_path / "wandb" / "run-20240303_000000-cccccccc").mkdir()
     assert wandb_sink.last_id(tmp_path) == "cccccccc"
+    (tmp_path / "wandb" / "offline-run-20240404_000000-my-own-id").mkdir()
+    assert wandb_sink.last_id(tmp_path) == "my-own-id"
