@@ -22,6 +22,10 @@ PLAIN = [
     (r"Error parsing (\S+): invalid literal for int\(\) .*: (.*)", r"\1 \2: not a whole number"),
     (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 \2: not a number"),
     (
+        r"Error parsing (\S+): Could not find valid parse for arguments: \[.*\{.*\]",
+        r"\1 takes whole numbers alone: layers with settings of their own go into the script's config",
+    ),
+    (
         r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]",
         r"\1 \2: whole numbers are needed, with spaces between them, as in \1 1 2 3",
     ),

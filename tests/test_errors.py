@@ -411,6 +411,7 @@ def test_on_a_terminal_a_mistake_is_the_same_line(monkeypatch, capsys):
         ("--lr abc", "error: --lr 'abc': not a number\n"),
         ("--seeds 0,1", "error: --seeds '0,1': whole numbers are needed"),
         ("--preset foo", "error: invalid choice 'foo' for argument '--preset'"),
+        ('--model.layers 8 {"channels":4}', "error: --model.layers takes whole numbers alone"),
     ):
         with pytest.raises(SystemExit, match="2"):
             parse_config(exercise_1_1.config, exercise_1_1.presets, args.split())
