@@ -23,7 +23,7 @@ PLAIN = [
     (r"Error parsing (\S+): could not convert string to float: (.*)", r"\1 \2: not a number"),
     (
         r"Error parsing (\S+): Could not find valid parse for arguments: \[.*\{.*\]",
-        r"\1 takes whole numbers alone: layers with settings of their own go into the script's config",
+        r"\1 takes whole numbers alone: layers with settings of their own go into the config",
     ),
     (
         r"Error parsing (\S+): Could not find valid parse for arguments: \[(.*)\]",
