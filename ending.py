@@ -11,9 +11,8 @@ from cam_pictures import blend, to_pixels
 from dataset import batches
 from distributed import alone
 from evaluate import predict
-from events import EventFile
+from events import EventFile, hparams_end, picture
 from plots import draw_grid, draw_samples
-from summaries import hparams_end, picture
 from tracking import only_warned
 from wandb_sink import WandbSink, last_id
 

@@ -20,11 +20,10 @@ from filelock import FileLock, Timeout
 from checks import already_there, first_line
 from dataset import data_sha256
 from distributed import first_only, rank, world
-from events import EventFile, last_step
+from events import EventFile, chart_layout, config_text, hparams_start, last_step
 from files import write_json, write_whole
 from flags import program
 from outcome import leave_behind
-from summaries import chart_layout, config_text, hparams_start
 from wandb_sink import WandbSink
 
 
