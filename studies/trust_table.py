@@ -16,7 +16,8 @@ def percent(summary):
 def number(summary):
     if not summary["count"]:
         return "-"
-    return f"{summary['mean']:.2f} ({summary['low']:.2f} to {summary['high']:.2f})"
+    mean, low, high = (f"{summary[key]:z.2f}" for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
 
 
 def table_of(study):

@@ -36,10 +36,13 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def _figures_are_drawn_where_a_test_looks_at_them(request, monkeypatch):
     import blank
-    from matplotlib.figure import Figure
+    import matplotlib.figure
+
+    import plots
 
     if "figures" not in request.keywords:
-        monkeypatch.setattr(Figure, "savefig", blank.savefig)
+        monkeypatch.setattr(matplotlib.figure.Figure, "savefig", blank.savefig)
+        monkeypatch.setattr(plots, "Figure", blank.Figure)
 
 
 @pytest.fixture

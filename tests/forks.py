@@ -16,7 +16,6 @@ import traceback
 from pathlib import Path
 
 import blank
-from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 
@@ -89,7 +88,7 @@ def serve():
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     for name in ("exercise_1_1", "exercise_2_3", "sklearn.datasets", "torch._dynamo"):
         importlib.import_module(name)
-    Figure.savefig = blank.savefig
+    importlib.import_module("plots").Figure = blank.Figure
     tasks = Path("/proc/self/task")
     assert not tasks.is_dir() or len(list(tasks.iterdir())) == 1, "a fork would lose threads"
     for line in sys.stdin:

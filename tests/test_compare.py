@@ -74,6 +74,7 @@ def test_a_file_of_something_else_is_damaged(name, content):
         read_run(folder)
 
 
+@pytest.mark.figures
 def test_of_several_seeds_the_mean_is_drawn_in_its_band(monkeypatch):
     make_run("seeds", seeds=[0, 1])
     make_run("seeds/seed_0", 3)
