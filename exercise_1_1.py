@@ -46,6 +46,7 @@ presets = {
         "elastic": 0.5,
     },
     "wide": {  # 1.3 million parameters, and every digit another hand's
+        "val_fraction": 0.02,
         "model": {"layers": [784, 800, 800, 10]},
         "optimizer": "adamw",
         "lr": 1e-3,
