@@ -21,7 +21,7 @@ from torch import nn
 from checks import first_line, started_config
 from distributed import first_only
 from models import build_model
-from outcome import best_of
+from outcome import kept_of
 from rules import check_model
 
 FORMAT = 1
@@ -69,8 +69,8 @@ def _split(content):
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run: `best` after an epoch that is the best so far (outcome.py),
-    `last` every checkpoint_every epochs and at the end.
+    """Writes the checkpoints of a run: `last` every checkpoint_every epochs and at the end, `best`
+    after an epoch that is the best so far, or with config["keep"] "last" together with `last`.
 
     What cannot be written, on a full disk say, is tried again after the next epoch; in the last
     epoch it raises ValueError.
@@ -83,8 +83,9 @@ class CheckpointWriter:
     def save(self, state):
         """`state` is that of the last epoch of state["history"]."""
         epoch, epochs = len(state["history"]), self.config["epochs"]
-        best = best_of(state["history"]) is state["history"][-1]
+        keep = self.config.get("keep", "best")
         due = epoch % self.config["checkpoint_every"] == 0 or epoch == epochs
+        best = kept_of(state["history"], keep) is state["history"][-1] and (due or keep == "best")
         last = due or "last.pt" in self.waiting
         content = _sealed(state | {"epoch": epoch, "config": self.config}) if best or last else b""
         self.waiting |= {"best.pt": content} if best else {}
@@ -172,14 +173,14 @@ def load_last(folder):
 
 def mend(folder, newest):
     """Make the checkpoints of a run whole: `last.pt` from `newest`, which `load_last` found, and
-    `best.pt` from one of the best epoch. Raises ValueError where none of that epoch is whole."""
+    `best.pt` from one of the epoch that is kept. Raises ValueError where none of it is whole."""
     folder, history = Path(folder) / "checkpoints", newest["history"]
     last = folder / "last.pt"
     if not last.is_file() or not _split(last.read_bytes())[1]:
         _write(last, _sealed(newest))
     if not history:
         return
-    best = best_of(history)
+    best = kept_of(history, newest["config"].get("keep", "best"))
     for name in ("best.pt", "last.pt", "previous.pt"):
         with contextlib.suppress(FileNotFoundError, ValueError):
             state = load_checkpoint(folder / name)

@@ -84,7 +84,7 @@ def compared(runs, width=80):
     else:
         lines = [line for row in table[1:] for line in as_block(header, row, width)]
     return "\n".join(
-        [*lines, "", "accuracies; validation in its best epoch, test with its weights"]
+        [*lines, "", "accuracies; validation in the epoch that was kept, test with its weights"]
     )
 
 

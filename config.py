@@ -47,6 +47,7 @@ defaults = {  # --help shows what stands beside a key
     "device": "auto",  # cuda when available, then mps, then cpu
     "precision": "auto",  # of training: bfloat16 on GPUs that have it, float32 elsewhere
     "compile": "auto",  # the step as one call, where the run is long enough to pay for it
+    "keep": "best",  # the weights of the best epoch by validation, or of the "last" one
     "checkpoint_every": 1,  # epochs between two saves of `last`
     "run_dir": "auto",  # runs/<exercise>/<date-time-dataset-model-seed>
     "resume": "none",  # a run folder: go on where it stopped; as a flag it brings its config, too

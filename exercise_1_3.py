@@ -83,10 +83,10 @@ def main(config):
     train_set, val_set, test_set = load_datasets(config)
     model = build_model(config)
     val_accuracies, val_losses = train(model, train_set, val_set, config)
-    test = evaluate(model, test_set)  # once, with the weights of the best epoch
+    test = evaluate(model, test_set)  # once, with the weights that are kept
     draw_curves(config["run_dir"])
     draw_confusion(test["confusion"], test_set.classes, config["run_dir"])
-    return summarise(model, val_accuracies, val_losses, test)
+    return summarise(model, val_accuracies, val_losses, test, config["keep"])
 
 
 if __name__ == "__main__":

@@ -83,11 +83,11 @@ def main(config):
     choose_images(test_set, config)  # an index that is not there ends the run now, not after it
     model = build_model(config)
     val_accuracies, val_losses = train(model, train_set, val_set, config)
-    test = evaluate(model, test_set)  # once, with the weights of the best epoch
+    test = evaluate(model, test_set)  # once, with the weights that are kept
     draw_curves(config["run_dir"])
     draw_confusion(test["confusion"], test_set.classes, config["run_dir"])
     cam(model, test_set, config)
-    return summarise(model, val_accuracies, val_losses, test)
+    return summarise(model, val_accuracies, val_losses, test, config["keep"])
 
 
 if __name__ == "__main__":

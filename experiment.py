@@ -24,7 +24,7 @@ from exits import exit_cleanly, exit_together
 from files import write_json
 from interruption import Stopped
 from models import build_model, count_parameters
-from outcome import best_of, remembered
+from outcome import kept_of, remembered
 from plots import draw_seeds, read_metrics
 from progress import announce, layer_table
 from seeds import can_stack, fit_together, train_seeds
@@ -228,11 +228,13 @@ def going_on(config):
     return config | {"resume": config["run_dir"]} if there else config
 
 
-def summarise(model, val_accuracies, val_losses, test):
-    """The results of one training: validation at its best epoch (from 1), test, size. Accuracies
-    and losses are a float an epoch, `test` is what `evaluate` returned."""
+def summarise(model, val_accuracies, val_losses, test, keep="best"):
+    """The results of one training: validation at the epoch that was kept (from 1), the "best" or
+    the "last"; test, size. Accuracies and losses are a float an epoch, `test` is what `evaluate`
+    returned."""
     pairs = enumerate(zip(val_accuracies, val_losses, strict=True), 1)
-    best = best_of([{"epoch": n, "val/accuracy": a, "val/loss": b} for n, (a, b) in pairs])
+    rows = [{"epoch": n, "val/accuracy": a, "val/loss": b} for n, (a, b) in pairs]
+    best = kept_of(rows, keep)
     return {
         "val": {
             "accuracy": best["val/accuracy"],

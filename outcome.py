@@ -47,9 +47,14 @@ def remembered(exercise):
 
 
 def best_of(history):
-    """The row of the best epoch, whose weights are judged on the test images: that of the highest
-    validation accuracy, of equal ones that of the lowest validation loss."""
+    """The row of the best epoch: that of the highest validation accuracy, of equal ones that of the
+    lowest validation loss."""
     return max(history, key=lambda row: (row["val/accuracy"], -row["val/loss"]))
+
+
+def kept_of(history, keep):
+    """The row of the epoch whose weights are kept, and judged on the test images."""
+    return history[-1] if keep == "last" else best_of(history)
 
 
 def leave_behind(**parts):

@@ -105,6 +105,7 @@ CONFIG = {
     "device": LINE,
     "precision": one_of("auto", "float32", "bfloat16"),
     "compile": one_of("auto", "on", "off"),
+    "keep": one_of("best", "last"),
     "checkpoint_every": whole(1),
     "run_dir": LINE,
     "resume": LINE,

@@ -18,11 +18,11 @@ def wilson(hits, total):
 
 def result_block(results, training):
     """The text of one run; `training` is the Training that it left behind, maybe an empty one."""
-    val, test = results["val"], results["test"]
+    val, test, keep = results["val"], results["test"], results["config"].get("keep", "best")
     low, high = wilson(int(test["confusion"].trace()), int(test["confusion"].sum()))
     rows = [
         ("validation", f"accuracy {val['accuracy']:.4f}, loss {val['loss']:.4f}"),
-        ("", f"its best epoch: {val['best_epoch']} of {results['epochs']}"),
+        ("", f"its {keep} epoch: {val['best_epoch']} of {results['epochs']}"),
         ("test", f"accuracy {test['accuracy']:.4f} ({low:.4f} to {high:.4f}, 95 % Wilson)"),
         ("", f"loss {test['loss']:.4f} (mean per image)"),
     ]

@@ -73,7 +73,7 @@ def train(
     for the end of the run (outcome.py).
 
     Starts afresh, or goes on from the last checkpoint of config["resume"], on a CPU bit for bit as
-    if it had never stopped. Leaves the weights of the best epoch by validation accuracy in the
+    if it had never stopped. Leaves the weights of the epoch that config["keep"] names in the
     model, in eval mode. On SIGINT or SIGTERM it stops at the next batch and raises Stopped. Raises
     ValueError where the run folder is taken, where the checkpoint is of another config, where the
     loss stops being finite, and where a batch does not fit in the memory.
@@ -195,7 +195,7 @@ def whiten_from(model, train_set):
 
 
 def take_best(model, folder, history):
-    """Load the weights of the best epoch; return the two lists that `train` returns."""
+    """Load the weights that are kept; return the two lists that `train` returns."""
     best = from_first(load_checkpoint, folder / "checkpoints" / "best.pt")
     model.load_state_dict(best["model"])
     model.eval()
