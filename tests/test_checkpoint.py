@@ -13,7 +13,14 @@ import pytest
 import torch
 
 import checkpoint
-from checkpoint import CheckpointWriter, load_checkpoint, load_last, load_model, save_checkpoint
+from checkpoint import (
+    CheckpointWriter,
+    load_checkpoint,
+    load_last,
+    load_model,
+    mend,
+    save_checkpoint,
+)
 from config import check_unchanged, complete_config
 from models import build_model
 
@@ -71,6 +78,20 @@ def test_last_is_written_as_often_as_asked_and_best_where_an_epoch_is(path, tmp_
         found.append((*epochs, load_last(tmp_path)["epoch"]))
     assert found[:3] == [(1, 0, 0, 1), (2, 0, 0, 2), (2, 3, 0, 3)]
     assert found[3:] == [(4, 3, 0, 4), (4, 3, 0, 4), (6, 6, 3, 6)]
+
+
+def test_with_the_last_epoch_kept_best_is_written_together_with_last(path, tmp_path):
+    writer = CheckpointWriter(tmp_path, {"checkpoint_every": 2, "epochs": 5, "keep": "last"})
+    history, found = [], []
+    for accuracy in (0.9, 0.7, 0.8, 0.6, 0.5):
+        history.append({"val/accuracy": accuracy, "val/loss": 1.0})
+        writer.save({"history": history})
+        there = {file.stem: load_checkpoint(file)["epoch"] for file in path.parent.glob("*.pt")}
+        found.append((there.get("best", 0), there.get("last", 0)))
+    assert found == [(0, 0), (2, 2), (2, 2), (4, 4), (5, 5)]
+    (path.parent / "best.pt").unlink()
+    mend(tmp_path, load_last(tmp_path))
+    assert load_checkpoint(path.parent / "best.pt")["epoch"] == 5
 
 
 class Malicious:

@@ -14,8 +14,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import compiled
 import devices
+import exercise_1_1
 import training
-from checkpoint import load_checkpoint
+from checkpoint import load_checkpoint, load_model
 from config import complete_config
 from dataset import batches, load_datasets
 from evaluate import evaluate
@@ -268,6 +269,22 @@ def test_best_is_the_highest_validation_accuracy_and_of_equal_ones_the_lowest_lo
     assert_same(best["model"], model.state_dict())
     assert not model.training
     assert evaluate(model, load_datasets(config)[1])["accuracy"] == max(accuracies)
+
+
+def test_the_last_epoch_is_kept_where_that_is_asked(digits_config, monkeypatch):
+    falling = iter((0.9, 0.8, 0.7))
+    measured = {"val/loss": 1.0}
+    monkeypatch.setattr(
+        training, "as_metrics", lambda *_: measured | {"val/accuracy": next(falling)}
+    )
+    results = exercise_1_1.main(digits_config | {"epochs": 3, "keep": "last"})
+    assert (results["val"]["accuracy"], results["val"]["best_epoch"]) == (0.7, 3)
+    folder = Path(digits_config["run_dir"], "checkpoints")
+    best, last = (load_checkpoint(folder / name) for name in ("best.pt", "last.pt"))
+    assert best["epoch"] == 3
+    assert_same(best["model"], last["model"])
+    model, test_set = load_model(digits_config["run_dir"])[0], load_datasets(digits_config)[2]
+    assert results["test"]["loss"] == evaluate(model, test_set)["loss"]
 
 
 def test_more_epochs_of_a_rate_that_had_fallen_are_said_to_be_another_run(digits_config, capsys):
