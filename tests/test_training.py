@@ -230,15 +230,16 @@ def stop_and_resume(config, monkeypatch, tmp_path):
     return run(stopped | {"resume": stopped["run_dir"]})
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(("optimizer", "keep"), [("adamw", "best"), ("muon", "last")])
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(
-    everything_config, monkeypatch, tmp_path, optimizer
+    everything_config, monkeypatch, tmp_path, optimizer, keep
 ):
     model = everything_config["model"] | {"whiten": optimizer == "muon"}
-    config = everything_config | {"optimizer": optimizer, "model": model}
-    _, straight, *lists = run(config)
-    _, resumed, *resumed_lists = stop_and_resume(config, monkeypatch, tmp_path)
+    config = everything_config | {"optimizer": optimizer, "model": model, "keep": keep}
+    kept, straight, *lists = run(config)
+    resumed_kept, resumed, *resumed_lists = stop_and_resume(config, monkeypatch, tmp_path)
     assert_same(comparable(straight), comparable(resumed))
+    assert_same(kept.state_dict(), resumed_kept.state_dict())
     assert lists == resumed_lists
 
 
