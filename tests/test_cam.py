@@ -18,10 +18,22 @@ from cam import (
     generate_class_activation_map,
     save_cam_visualization,
 )
-from cam_pictures import BAR, COLOUR_MAP, HEADER, MARGIN, PANEL, blend, describe_prediction
+from cam_pictures import (
+    BAR,
+    COLOUR_MAP,
+    HEADER,
+    MARGIN,
+    PANEL,
+    blend,
+    describe_prediction,
+    save_thumbnail,
+    to_pixels,
+)
 from dataset import ImageDataset
+from ending import overlays
 from gallery import describe_activation, draw_gallery, folder_name, measure_boxes
 from models import CNN, MLP
+from outcome import Training
 
 NETWORKS = [
     {"layers": [6, 8], "image_size": 16},
@@ -231,6 +243,26 @@ def test_cells_that_do_not_tile_the_image_are_drawn_around_their_centres(tmp_pat
     assert red.sum() == (PANEL // 4) ** 2
     assert (overlay[PANEL // 4] == 0x88).all() and (overlay[:, PANEL // 4] == 0x88).all()
     assert not (overlay[PANEL // 2] == 0x88).all()
+    assert (overlay[PANEL // 2 + 2 :, : PANEL // 4] == 128).all()  # from its centre on a cell is it
+    save_thumbnail(image, one, tmp_path / "off.webp", 9.0)
+    small = np.asarray(Image.open(tmp_path / "off.webp")).astype(int)
+    assert np.abs(small[66:, :32] - 128).max() < 12
+
+
+def test_the_evidence_is_measured_and_logged_where_the_cells_are(random_images):
+    model = CNN([4], 8, in_channels=1, num_classes=3, whiten=True)
+    activation = activate(model, random_images, [0, 1])
+    assert activation.centres[0][0] != 0.5 / len(activation.centres[0])  # they do not tile it
+    one, box = activation[0], torch.tensor([[0.0, 0.0, 0.4, 0.4]])
+    inside = measure_boxes(one, random_images, box)["inside"]
+    tiled = measure_boxes(replace(one, centres=None), random_images, box)["inside"]
+    assert inside != tiled
+    training = Training(model=model, val_set=random_images)
+    drawn = overlays(training, [{"index": 0}, {"index": 1}])[0]
+    photo = to_pixels(random_images.images[0]).resize((128, 128))
+    limit = float(activation.maps.abs().max())
+    assert drawn == blend(photo, one.maps[0], limit, activation.centres)
+    assert drawn != blend(photo, one.maps[0], limit)
 
 
 def test_a_map_of_zeros_is_drawn_without_a_blank_or_a_warning(tmp_path, recwarn):

@@ -228,6 +228,8 @@ def test_cells_of_a_network_that_its_layers_do_not_explain_tile_the_image():
     cells = model.features(torch.zeros(1, 3, 32, 32)).shape[2:]
     rows, columns = cell_centres(model, cells, (32, 32))
     assert torch.equal(rows, (torch.arange(16).double() + 0.5) / 16) and torch.equal(rows, columns)
+    model.layers[0].conv = torch.nn.Conv2d(3, 4, 3, padding="same")
+    assert torch.equal(cell_centres(model, cells, (32, 32))[0], rows)
 
 
 def peers():

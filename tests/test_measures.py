@@ -32,6 +32,7 @@ from studies.objects import (
 )
 from studies.subject import Boxed, Subject
 from studies.trust import trained_on
+from upsampling import cell_centres, upsample
 
 SIZE, CELLS = 64, 8
 BOX = torch.tensor([[0.375, 0.375, 0.625, 0.625]])
@@ -442,6 +443,16 @@ def test_unlearned_layers_change_the_map_of_a_network():
     assert measures.rank_correlation(maps, maps) == pytest.approx([1.0] * 4)
     expected = spearmanr(maps[0].flatten(), maps[1].flatten()).statistic
     assert measures.rank_correlation(maps[:1], maps[1:2])[0] == pytest.approx(expected)
+
+
+def test_maps_are_as_large_as_the_images_with_their_cells_where_they_lie():
+    dataset = painted_dataset()
+    model = CNN([4, 4], SIZE, num_classes=3, whiten=True).eval()
+    subject = Subject(model, dataset)
+    maps, _ = subject.explain(dataset.images[:4].float())
+    centres = cell_centres(model, maps.shape[1:], (SIZE, SIZE))
+    assert torch.equal(subject.smooth(maps), upsample(maps, SIZE, SIZE, centres))
+    assert not torch.equal(subject.smooth(maps), upsample(maps, SIZE, SIZE))
 
 
 def test_of_equal_pixels_the_one_in_their_middle_is_the_hottest():
