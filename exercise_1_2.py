@@ -5,7 +5,7 @@
     python exercise_1_2.py --dataset cifar10    # where it stalls at every second picture
     python exercise_1_2.py --seeds 0 1 2 3 4    # mean and standard deviation
 
-Five seeds on 2 cores of an AMD EPYC: test accuracy 0.9742 +- 0.0007, loss 0.089 +- 0.002.
+Five seeds on 2 cores of an AMD EPYC: test accuracy 0.9747 +- 0.0012, loss 0.088 +- 0.002.
 """
 
 from config import defaults, parse_config

@@ -66,13 +66,13 @@ def seeds_of(experiment):
 
 
 def paired(ours, theirs):
-    """{"mean", "low", "high"} of the differences of paired values, in points, with the 95 %
-    interval of Student's t."""
+    """{"mean", "low", "high", "worst"} of the differences of paired values, in points, with the
+    95 % interval of Student's t, and the largest."""
     differences = [100 * (a - b) for a, b in zip(ours, theirs, strict=True)]
     mean, error = fmean(differences), stdev(differences) / len(differences) ** 0.5
     bounds = stats.t.interval(0.95, len(differences) - 1, mean, error) if error else (mean, mean)
     low, high = bounds
-    return {"mean": mean, "low": low, "high": high}
+    return {"mean": mean, "low": low, "high": high, "worst": max(differences)}
 
 
 def told(gain):
