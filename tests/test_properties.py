@@ -23,7 +23,7 @@ from config import parse_config
 from exits import exit_cleanly
 
 EXERCISES = [exercise_1_1, exercise_1_2, exercise_1_3, exercise_2_3]
-EXAMPLES = int(os.environ.get("LAB01_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("LAB01_EXAMPLES", "75"))
 SEEDED = "LAB01_EXAMPLES" not in os.environ  # a longer search draws other examples each time
 
 TEXTS = st.sampled_from(

@@ -213,14 +213,14 @@ def test_a_run_that_has_not_finished_is_refused(tmp_path):
     assert not list(tmp_path.glob("results*"))
 
 
-CNNS = [pytest.mark.slow]  # thousands of images in a CNN take half a minute
+LONG = [pytest.mark.slow]  # thousands of images in a CNN, or digits to set upright
 
 
 @pytest.mark.real_data
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, id=path.stem, marks=CNNS if "_3-" in path.stem else [])
+        pytest.param(path, id=path.stem, marks=LONG if re.search("_3-|best", path.stem) else [])
         for path in sorted((RESULTS / "weights").glob("*.pt"))
     ],
 )

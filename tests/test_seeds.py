@@ -77,12 +77,10 @@ def test_a_seed_lets_its_images_and_network_go_before_the_next_begins(digits_con
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_five_epochs_of_three_seeds_are_those_of_the_single_runs(
-    digits_config, tmp_path, optimizer
-):
+def test_five_epochs_of_two_seeds_are_those_of_the_single_runs(digits_config, tmp_path, optimizer):
     changes = {"model": SKIP_MLP, "epochs": 5, "optimizer": optimizer, "schedule": "one_cycle"}
     changes |= {"shift": 1, "batch_size": 60, "label_smoothing": 0.2}
-    configs = folders_of(digits_config | changes, [0, 3, 4], tmp_path)
+    configs = folders_of(digits_config | changes, [0, 3], tmp_path)
     train_seeds(configs)  # 110 steps
     for config in configs:
         together = load_checkpoint(Path(config["run_dir"]) / "checkpoints" / "last.pt")

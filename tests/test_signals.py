@@ -43,8 +43,8 @@ def test_ctrl_c_in_the_real_command_and_the_command_that_it_prints(forks, tmp_pa
     """The script in a Python of its own, from a folder whose name needs quotes."""
     script = str(DATA.parent / "exercise_1_1.py")
     folder = "Läufe & more/it's"
-    command = [sys.executable, script, *FLAGS, "--epochs", "12", "--run_dir", folder]
-    straight = forks.start("exercise_1_1.py", *FLAGS, "--epochs", 12, "--run_dir", "straight")
+    command = [sys.executable, script, *FLAGS, "--epochs", "8", "--run_dir", folder]
+    straight = forks.start("exercise_1_1.py", *FLAGS, "--epochs", 8, "--run_dir", "straight")
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
         for line in process.stdout:
             if line.startswith("epoch 2/"):
@@ -55,7 +55,7 @@ def test_ctrl_c_in_the_real_command_and_the_command_that_it_prints(forks, tmp_pa
     assert "Traceback" not in errors
     resumed = printed_command(errors)
     assert Path(resumed[0]).resolve() == Path(sys.executable).resolve()
-    assert 2 <= state_of(folder)["epoch"] < 12
+    assert 2 <= state_of(folder)["epoch"] < 8
     child = forks.start(
         Path(resumed[1]).name, *resumed[2:]
     )  # the rest of the command, word by word
@@ -103,14 +103,14 @@ def test_ctrl_c_before_the_training_ends_without_a_traceback(forks):
 
 
 def test_several_seeds_at_once_stop_and_go_on_to_the_same_results(forks):
-    seeds = [*FLAGS, "--epochs", "40", "--seeds", "0", "1"]
+    seeds = [*FLAGS, "--epochs", "20", "--seeds", "0", "1"]
     straight = forks.start("exercise_1_1.py", *seeds, "--run_dir", "straight")
     child = start_training(forks, *seeds, "--run_dir", "run")
     child.kill(signal.SIGTERM)
     assert child.wait() == 143
     assert printed_command(child.err)[2:] == ["--resume", "run"]
     before = [state_of(f"run/seed_{seed}")["epoch"] for seed in (0, 1)]
-    assert all(3 <= epoch < 40 for epoch in before)
+    assert all(3 <= epoch < 20 for epoch in before)
     again = forks.start("exercise_1_1.py", "--resume", "run")
     assert again.wait() == 0, again.err
     assert straight.wait() == 0, straight.err
@@ -120,7 +120,7 @@ def test_several_seeds_at_once_stop_and_go_on_to_the_same_results(forks):
             torch.testing.assert_close(states[0]["model"][name], weights, atol=1e-3, rtol=1e-2)
         folder = Path("run", f"seed_{seed}")
         assert scalars(folder) == expected_scalars(folder)
-        assert len(scalars(folder)["val/loss"]) == 40
+        assert len(scalars(folder)["val/loss"]) == 20
 
 
 def test_handlers_come_back_and_what_is_ignored_stays_so(digits_config):
