@@ -45,8 +45,7 @@ def _figures_are_drawn_where_a_test_looks_at_them(request, monkeypatch):
         monkeypatch.setattr(plots, "Figure", blank.Figure)
 
 
-@pytest.fixture
-def digits_config(tmp_path):
+def on_digits(folder):
     """Exercise 1.1 on digits, one epoch, no W&B."""
     import exercise_1_1
 
@@ -56,8 +55,13 @@ def digits_config(tmp_path):
         "lr": 1e-3,
         "device": "cpu",
         "wandb_mode": "disabled",
-        "run_dir": str(tmp_path / "run"),
+        "run_dir": str(folder),
     }
+
+
+@pytest.fixture
+def digits_config(tmp_path):
+    return on_digits(tmp_path / "run")
 
 
 @pytest.fixture
@@ -79,22 +83,23 @@ def everything_config(digits_config):
     }
 
 
+def write_pictures(folder, size=12):
+    """An image folder: two classes, five pictures each in train and test."""
+    random = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for label in ("cat", "dog"):
+            place = folder / split / label
+            place.mkdir(parents=True)
+            for number in range(5):
+                pixels = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / f"{number}.png")
+    return folder
+
+
 @pytest.fixture
 def picture_folder(tmp_path):
-    """folder() -> a fresh image folder: two classes, five pictures each in train and test."""
-
-    def write(name="pictures", size=12):
-        random = np.random.default_rng(0)
-        for split in ("train", "test"):
-            for label in ("cat", "dog"):
-                folder = tmp_path / name / split / label
-                folder.mkdir(parents=True)
-                for number in range(5):
-                    pixels = random.integers(0, 256, (size, size, 3), dtype=np.uint8)
-                    Image.fromarray(pixels).save(folder / f"{number}.png")
-        return tmp_path / name
-
-    return write
+    """folder() -> a fresh image folder."""
+    return lambda name="pictures", size=12: write_pictures(tmp_path / name, size)
 
 
 @pytest.fixture

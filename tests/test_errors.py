@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import sys
 import urllib.error
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import DATA
+from conftest import DATA, write_pictures
 from PIL import Image
 
 import cam
@@ -127,29 +128,33 @@ WRONG = [
 ]
 
 
-@pytest.fixture
-def surroundings(picture_folder, monkeypatch):
-    """Good and bad folders beside one another, and no network."""
+@pytest.fixture(scope="module")
+def landscape(tmp_path_factory):
+    """Good and bad folders beside one another."""
+    home = tmp_path_factory.mktemp("landscape")
     for name in ("good", "broken", "odd", "hollow"):
-        picture_folder(name, size=8)
-    Path("broken/train/dog/3.png").write_bytes(b"not a picture")
-    Path("odd/test/bird").mkdir()
-    Path("odd/test/bird/1.png").write_bytes(Path("good/test/cat/1.png").read_bytes())
-    Path("hollow/train/bird").mkdir()
-    Path("empty/train").mkdir(parents=True)
-    Path("started").mkdir()
-    Path("started/config.json").write_text("{}")
-    Path("finished/checkpoints").mkdir(parents=True)
-    Path("finished/config.json").write_text("{}")
-    Path("finished/checkpoints/last.pt").write_text("")
-    Path("taken").mkdir()
-    Path("taken/results.json").write_text("{}")
-    Path("file").write_text("a file")
-    Path("seeds/seed_3").mkdir(parents=True)
+        write_pictures(home / name, size=8)
+    (home / "broken/train/dog/3.png").write_bytes(b"not a picture")
+    (home / "odd/test/bird").mkdir()
+    (home / "odd/test/bird/1.png").write_bytes((home / "good/test/cat/1.png").read_bytes())
+    for name in ("hollow/train/bird", "empty/train", "finished/checkpoints", "seeds/seed_3"):
+        (home / name).mkdir(parents=True)
+    for name in ("started/config.json", "finished/config.json", "taken/results.json"):
+        (home / name).parent.mkdir(exist_ok=True)
+        (home / name).write_text("{}")
+    (home / "finished/checkpoints/last.pt").write_text("")
+    (home / "file").write_text("a file")
     mlp = {"dataset": "digits", "model": {"kind": "mlp", "layers": [64, 10]}}
     about = {"classes": list("0123456789"), "mean": [0.5], "std": [0.2], "shape": [1, 8, 8]}
     state = {"epoch": 1, "model": build_model(exercise_1_1.config | mlp).state_dict()}
-    save_checkpoint("mlp.pt", state | {"config": exercise_1_1.config | mlp, "data": about})
+    save_checkpoint(home / "mlp.pt", state | {"config": exercise_1_1.config | mlp, "data": about})
+    return home
+
+
+@pytest.fixture
+def surroundings(landscape, monkeypatch):
+    """A copy of that, and no network."""
+    shutil.copytree(landscape, ".", dirs_exist_ok=True)
 
     def no_network(*arguments, **options):
         raise urllib.error.URLError("no network")

@@ -1,9 +1,11 @@
 """A network that learns the answers of another one, which never saw what is held out."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import on_digits
 from torch.nn import functional as F
 
 import exercise_1_1
@@ -24,11 +26,18 @@ def last(folder):
     return load_checkpoint(Path(folder) / "checkpoints" / "last.pt")
 
 
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    """The folder of two teachers, of the seeds 0 and 3."""
+    folder = tmp_path_factory.mktemp("trained") / "teachers"
+    exercise_1_1.main(on_digits(folder) | {"seeds": [0, 3], "epochs": 3, "shift": 1})
+    return folder
+
+
 @pytest.fixture
-def taught(digits_config, tmp_path):
-    """A config that names the folder of two teachers, of the seeds 0 and 3."""
-    teachers = {"seeds": [0, 3], "run_dir": str(tmp_path / "teachers"), "epochs": 3, "shift": 1}
-    exercise_1_1.main(digits_config | teachers)
+def taught(digits_config, teachers, tmp_path):
+    """A config that names a copy of them."""
+    shutil.copytree(teachers, tmp_path / "teachers")
     small = {"model": {"kind": "mlp", "layers": [64, 16, 10]}, "shift": 1}
     return digits_config | small | {"teacher": str(tmp_path / "teachers")}
 
