@@ -82,6 +82,12 @@ def test_a_batch_is_its_images_one_by_one():
         torch.testing.assert_close(together[index].confidence, alone.confidence)
 
 
+def test_classes_beside_a_contrast_are_refused():
+    model, images = random_network(NETWORKS[0])
+    with pytest.raises(ValueError, match=r"contrast \(0, 1\) names its own class"):
+        generate_class_activation_map(model, images, 2, contrast=(0, 1))
+
+
 def test_a_negative_index_counts_from_the_end_and_a_mixed_mode_is_restored():
     model, images = random_network(NETWORKS[1])
     model.train()

@@ -93,6 +93,12 @@ def test_of_several_seeds_the_mean_is_drawn_in_its_band(monkeypatch):
     assert [text.get_text() for text in drawn[0].legends[0].texts] == ["seeds, 2 seeds", "single"]
 
 
+def test_a_run_that_is_called_compared_is_no_figure(capsys):
+    compare([make_run("one", 3), make_run("compared", 3)])
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]]
+    assert rows == ["one", "compared"]
+
+
 def test_runs_of_one_name_are_told_apart_by_their_folders(capsys):
     compare([make_run("a/seed_0", 3), make_run("b/seed_0", 3), make_run("c", 3)])
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "seed_0" in line]
