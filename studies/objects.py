@@ -7,10 +7,13 @@ from studies import edits, measures
 from studies.measures import crossed_rate, mean_with_interval, rate_with_interval
 from studies.subject import by_class
 
-NOISES = 5  # draws of noise in the place of every object
+NOISES = 20  # draws of noise in the place of every object
 AROUND = 0.1  # of the picture at least must lie around an object that is taken out of it
 ROOM = 0.1  # of the object at most is covered by what counts as beside it
-REMAINS = (3537, 3540, 3541, 3542, 3543, 3548)  # whose boxes leave a jumper out, or smoke: by eye
+LEFT = {  # what else than sky the boxes of the test's parachutes leave in the picture: by eye
+    **dict.fromkeys((3537, 3540, 3541, 3542, 3543, 3548), "a jumper or smoke"),
+    **dict.fromkeys((3536, 3546), "land"),
+}
 SIX = (1936, 1526, 1527, 3535, 3536, 3537)  # test images: a French horn, two churches, parachutes
 
 
@@ -38,13 +41,21 @@ def locate(subject, boxed):
     return found
 
 
-def edit(subject, boxed, generator):
+def call_with_noise(subject, pixels, masks, generator):
+    """(NOISES, N) what pictures are called with noise of the colours around where the mask is."""
+    noises = (edits.fill_with_pixels(pixels, masks, generator) for _ in range(NOISES))
+    return torch.stack([subject.predict(noise).argmax(1) for noise in noises])
+
+
+def edit(subject, boxed, noisy, generator):
     """What the network says when something in a picture changes, of pictures that it has right and
     whose box leaves something around it: (how often the right class is kept, per class; how often
     pictures of other classes are called a class without their object, the control of that; what
-    `swap` finds of whole boxes and of objects that are cut out of them)."""
+    `swap` finds of whole boxes and of objects that are cut out of them). `noisy` is what
+    `call_with_noise` says of the objects of all."""
     classes = subject.dataset.classes
-    boxed = boxed[counted(subject, boxed).nonzero()[:, 0].tolist()]
+    chosen = counted(subject, boxed).nonzero()[:, 0]
+    boxed, noisy = boxed[chosen.tolist()], noisy[:, chosen]
     pixels, masks, side = boxed.pixels, boxed.masks, boxed.pixels.shape[-1]
     mean = torch.tensor(subject.dataset.mean) * 255
     empty = edits.fill_smoothly(pixels, masks)
@@ -56,10 +67,8 @@ def edit(subject, boxed, generator):
     one_by_one = zip(pixels, masks, empty, steps.tolist(), strict=True)
     moved = [edits.move(p[None], m[None], e[None], *s)[0] for p, m, e, s in one_by_one]
     every = torch.arange(len(masks))
-    noises = [edits.fill_with_pixels(pixels, masks, generator) for _ in range(NOISES)]
     changed = {
         "object removed": (every, empty),
-        "object removed, noise": (every.repeat(NOISES), torch.cat(noises)),
         "object removed, room beside it": (room, empty[room]),
         "as large a part beside it removed": (
             room,
@@ -69,10 +78,18 @@ def edit(subject, boxed, generator):
         "object cut out alone": (every, edits.alone(pixels, cut, mean)),
         "box moved": (every, torch.stack(moved)),
     }
+    called_with = {
+        name: (rows, subject.predict(p).argmax(1)) for name, (rows, p) in changed.items()
+    }
+    noisy_beside = call_with_noise(subject, pixels[room], beside[room], generator)
+    called_with |= {
+        "object removed, noise": (every.repeat(NOISES), noisy.flatten()),
+        "object removed, noise, room beside it": (room.repeat(NOISES), noisy[:, room].flatten()),
+        "noise in as large a part beside it": (room.repeat(NOISES), noisy_beside.flatten()),
+    }
     kept, taken = {}, {}
-    for name, (rows, edited) in changed.items():
+    for name, (rows, called) in called_with.items():
         labels = boxed.labels[rows]
-        called = subject.predict(edited).argmax(1)
         hits = called == labels
         kept[name] = {"all": rate_with_interval(hits, rows)}
         for own, one in enumerate(classes):
@@ -97,17 +114,19 @@ def counted(subject, boxed):
     return right & (1 - boxed.masks.float().mean((1, 2)) >= AROUND)
 
 
-def empty_each(subject, boxed, generator):
+def empty_each(subject, boxed, noisy):
     """Of the boxed test images of one class, one by one, what each is called as it is, painted
-    over, and how often it is still called that with noise in the object's place; and that share
-    apart for those of REMAINS and the others, of those that are counted."""
+    over, and how often it is still called that with noise in the object's place, `noisy` of
+    `call_with_noise`; and that share apart by what of LEFT is left, of those that are counted."""
     classes, pixels, masks = subject.dataset.classes, boxed.pixels, boxed.masks
-    noises = [edits.fill_with_pixels(pixels, masks, generator) for _ in range(NOISES)]
-    pictures = [pixels, edits.fill_smoothly(pixels, masks), *noises]
-    whole, painted, *noisy = subject.predict(torch.cat(pictures)).argmax(1).split(len(pixels))
-    hits = torch.stack([called == boxed.labels for called in noisy])
-    counts = counted(subject, boxed)
-    remains = torch.tensor([index in REMAINS for index in boxed.indices])
+    pictures = [pixels, edits.fill_smoothly(pixels, masks)]
+    whole, painted = subject.predict(torch.cat(pictures)).argmax(1).split(len(pixels))
+    hits, counts = noisy == boxed.labels, counted(subject, boxed)
+    left = [LEFT.get(index, "sky alone") for index in boxed.indices]
+    alike = {
+        kind: counts & torch.tensor([one == kind for one in left])
+        for kind in ("a jumper or smoke", "land", "sky alone")
+    }
     rows = torch.arange(len(pixels)).expand(NOISES, -1)
     return {
         "pictures": [
@@ -116,14 +135,14 @@ def empty_each(subject, boxed, generator):
                 "called": classes[whole[k]],
                 "painted_over": classes[painted[k]],
                 "noise": hits[:, k].float().mean().item(),
-                "remains": bool(remains[k]),
+                "left": left[k],
                 "counts": bool(counts[k]),
             }
             for k, index in enumerate(boxed.indices)
         ],
         "noise": {
-            name: rate_with_interval(hits[:, which].flatten(), rows[:, which].flatten())
-            for name, which in (("remains", counts & remains), ("nothing", counts & ~remains))
+            kind: rate_with_interval(hits[:, which].flatten(), rows[:, which].flatten())
+            for kind, which in alike.items()
         },
     }
 

@@ -20,10 +20,19 @@ from dataset import LOADERS, ImageDataset, make_generator, shrink, split_positio
 from exits import exit_cleanly, read_flags
 from files import write_json
 from gallery import draw_gallery
+from studies import edits
 from studies.evidence import colours, delete, focus, randomise
-from studies.objects import SIX, describe_six, edit, empty_each, explain_3536, locate
+from studies.objects import (
+    SIX,
+    call_with_noise,
+    describe_six,
+    edit,
+    empty_each,
+    explain_3536,
+    locate,
+)
 from studies.subject import Subject, load_boxed
-from studies.trust_figures import draw_emptied, draw_study
+from studies.trust_figures import draw_emptied, draw_six, draw_study
 from studies.trust_table import table_of
 from tracking import describe_process
 
@@ -54,23 +63,25 @@ def trained_on(length, config):
 
 
 def of_class(boxed, label):
-    return boxed[(boxed.labels == label).nonzero()[:, 0].tolist()]
+    return (boxed.labels == label).nonzero()[:, 0].tolist()
 
 
 def run_study(subject, train_set, boxes, seed):
     """All parts, as one dict of plain values. `boxes` are those of "val" and "train" by index."""
     test_set = subject.dataset
-    generator = make_generator(seed, "trust")
+    generator, noise = make_generator(seed, "trust"), make_generator(seed, "noise")
     unseen = load_boxed(test_set, boxes["val"])
     seen = load_boxed(train_set, boxes["train"])
-    study = {"classes": test_set.classes}
+    study, noisy = {"classes": test_set.classes}, {}
     for name, boxed in (("unseen", unseen), ("seen", seen)):
-        kept, taken, swapped = edit(subject, boxed, generator)
+        noisy[name] = call_with_noise(subject, boxed.pixels, boxed.masks, noise)
+        kept, taken, swapped = edit(subject, boxed, noisy[name], generator)
         study[name] = {"images": len(boxed.labels), "where": locate(subject, boxed)}
         study[name] |= {"kept": kept, "taken": taken, "swapped": swapped}
         print(f"maps and edits of {len(boxed.labels)} {name} boxed images", flush=True)
-    parachutes = of_class(unseen, test_set.classes.index("parachute"))
-    study["parachutes"] = empty_each(subject, parachutes, make_generator(seed, "emptied"))
+    rows = of_class(unseen, test_set.classes.index("parachute"))
+    parachutes = unseen[rows]
+    study["parachutes"] = empty_each(subject, parachutes, noisy["unseen"][:, rows])
     study["colours"] = colours(subject, parachutes.pixels, generator)
     study["six"] = describe_six(subject, unseen)
     study["3536"] = explain_3536(subject, unseen)
@@ -80,6 +91,13 @@ def run_study(subject, train_set, boxes, seed):
     study["mosaics"] = focus(subject, test_set, generator)
     study["randomised"] = randomise(subject, test_set, generator)
     return study
+
+
+def draw_pictures(study, boxed, seed, folder):
+    """emptied.png, with the first noise that `run_study` drew of `boxed`, its unseen pictures."""
+    noise = edits.fill_with_pixels(boxed.pixels, boxed.masks, make_generator(seed, "noise"))
+    rows = of_class(boxed, study["classes"].index("parachute"))
+    draw_emptied(boxed[rows], noise[rows], study["parachutes"]["pictures"], folder)
 
 
 @exit_cleanly
@@ -113,14 +131,14 @@ def main(flags):
     table = table_of(study)
     (out / "trust.txt").write_text(table + "\n", encoding="utf-8")
     draw_study(study, out)
-    boxed = of_class(load_boxed(test_set, boxes["val"]), test_set.classes.index("parachute"))
-    pictures = study["parachutes"]["pictures"]
-    draw_emptied(boxed, pictures, out, make_generator(flags.seed, "emptied"))
+    draw_pictures(study, load_boxed(test_set, boxes["val"]), flags.seed, out)
     for name, contrast in (("maps", None), ("church-against-parachute", ("church", "parachute"))):
         pair = contrast and tuple(map(test_set.classes.index, contrast))
         activation = activate(model, test_set, list(SIX), contrast=pair)
         paths = [f"{test_set.classes[test_set.labels[i]]}-{i}" for i in SIX]
         draw_gallery(out / name, test_set, SIX, activation, paths, boxes["val"])
+        if contrast is None:
+            draw_six(test_set, SIX, activation, boxes["val"], out)
     print(table)
     print(f"\n{about['seconds']:.0f} s; trust.json, trust.txt and figures are in {out}")
 

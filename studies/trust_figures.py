@@ -8,7 +8,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 
+from cam_pictures import PANEL, blend, outline, to_pixels
 from plots import TRAIN, VAL, save_figure
 from studies import edits
 
@@ -92,34 +94,61 @@ def draw_kept(study, folder):
     save_figure(figure, folder / "kept.png")
 
 
-def draw_emptied(boxed, pictures, folder, generator):
-    """emptied.png: the pictures of `boxed`, what is left of them without the object, and what they
-    are called then: `pictures` of `empty_each`, whose first noise is shown. Grey are the names of
-    those that do not count."""
-    pixels, masks, side = boxed.pixels, boxed.masks, boxed.pixels.shape[-1]
-    shown = {
-        "as it is": pixels,
-        "painted over": edits.fill_smoothly(pixels, masks),
-        "noise": edits.fill_with_pixels(pixels, masks, generator),
-    }
-    called = (
-        [f"{row['index']}\n{row['called']}" for row in pictures],
-        [row["painted_over"] for row in pictures],
-        [f"{row['noise']:.0%} parachute" for row in pictures],
+def draw_emptied(boxed, noise, pictures, folder, across=7):
+    """emptied.png: the pictures of `boxed`, painted over without the object, and with `noise` in
+    its place, `across` in a row; below each what it is called then, of `pictures` of `empty_each`.
+    Grey are the names of those that do not count."""
+    painted = edits.fill_smoothly(boxed.pixels, boxed.masks)
+    blocks = range(0, len(pictures), across)
+    figure, axes = plt.subplots(
+        3 * len(blocks), figsize=(across * 1.36, 4.9 * len(blocks)), layout="constrained"
     )
-    figure, axes = plt.subplots(len(shown), figsize=(14, 4.3), layout="constrained")
-    middles = [side * (k + 0.5) for k in range(len(pictures))]
-    for axis, (name, images), words in zip(axes, shown.items(), called, strict=True):
-        row = torch.cat(list(images), 2).permute(1, 2, 0).clamp(0, 255).byte()
-        axis.imshow(row.numpy(), interpolation="nearest")
-        axis.set_ylabel(name)
-        axis.set_yticks([])
-        axis.set_xticks(middles, words, fontsize=8)
-        axis.tick_params(length=0)
-        for label, picture in zip(axis.get_xticklabels(), pictures, strict=True):
-            label.set_color("black" if picture["counts"] else CONTROL)
-        axis.spines[:].set_visible(False)
+    for start, rows in zip(blocks, np.split(axes, len(blocks)), strict=True):
+        some, part = slice(start, start + across), pictures[start : start + across]
+        colours = ["black" if row["counts"] else CONTROL for row in part]
+        for axis, name, images, words in (
+            (rows[0], "as it is", boxed.pixels, [f"{r['index']}: {r['called']}" for r in part]),
+            (rows[1], "painted over", painted, [r["painted_over"] for r in part]),
+            (rows[2], "noise", noise, [f"{r['noise']:.0%} parachute" for r in part]),
+        ):
+            draw_row(axis, images[some], words, colours)
+            axis.set_ylabel(name)
     save_figure(figure, folder / "emptied.png")
+
+
+def draw_row(axis, images, words, colours):
+    """Pixels (N, C, H, W) side by side, some words in a colour below each."""
+    row = torch.cat(list(images), 2).permute(1, 2, 0).clamp(0, 255).byte()
+    axis.imshow(row.numpy(), interpolation="nearest")
+    side = images.shape[-1]
+    axis.set_yticks([])
+    axis.set_xticks([side * (k + 0.5) for k in range(len(images))], words, fontsize=9)
+    axis.tick_params(length=0)
+    for label, colour in zip(axis.get_xticklabels(), colours, strict=True):
+        label.set_color(colour)
+    axis.spines[:].set_visible(False)
+
+
+def draw_six(dataset, indices, activation, boxes, folder):
+    """six.png: images of `dataset`, boxed, and below each the map of what it is called; a map's
+    colours end where it is strongest."""
+    photos, overlays, names = [], [], []
+    for k, index in enumerate(indices):
+        photo = to_pixels(dataset.images[index]).resize((PANEL, PANEL), Image.Resampling.BICUBIC)
+        values = activation.maps[k].float()
+        overlays.append(blend(photo, values, float(values.abs().max()), activation.centres))
+        outline(ImageDraw.Draw(photo), boxes[index], 0, 0)
+        photos.append(photo)
+        called = dataset.classes[int(activation.classes[k])]
+        names.append(f"{called} {activation.confidence[k]:.2f}")
+    true = [f"{i}: {dataset.classes[dataset.labels[i]]}" for i in indices]
+    figure, axes = plt.subplots(2, figsize=(9.5, 3.8), layout="constrained")
+    for axis, pictures, words in ((axes[0], photos, true), (axes[1], overlays, names)):
+        pixels = torch.stack([torch.tensor(np.array(p)).permute(2, 0, 1) for p in pictures])
+        draw_row(axis, pixels, words, ["black"] * len(words))
+    axes[0].set_ylabel("image, its box")
+    axes[1].set_ylabel("map, called")
+    save_figure(figure, folder / "six.png")
 
 
 def draw_colours(study, folder, name="parachute"):

@@ -105,7 +105,7 @@ def remains_table(study):
     rows = [
         (
             str(row["index"]),
-            "jumper or smoke" if row["remains"] else "",
+            row["left"],
             row["called"],
             row["painted_over"],
             f"{row['noise']:.0%}",
@@ -114,12 +114,13 @@ def remains_table(study):
         for row in study["parachutes"]["pictures"]
     ]
     header = ("image", "the box leaves", "called", "painted over", "parachute with noise", "")
-    found = study["parachutes"]["noise"]
+    shares = ", ".join(
+        f"{percent(found)} of {found['count']} with {left}"
+        for left, found in study["parachutes"]["noise"].items()
+    )
     return (
         f"Parachutes without the object, one by one\n{columns(header, rows)}\n"
-        f"called parachutes with noise in its place: {percent(found['remains'])} of "
-        f"{found['remains']['count']} of which a jumper or smoke is left, "
-        f"{percent(found['nothing'])} of the other {found['nothing']['count']}"
+        f"called parachutes with noise in its place: {shares}"
     )
 
 
@@ -209,7 +210,7 @@ def answers(study):
     kept, taken, where, swapped = (
         study["unseen"][key] for key in ("kept", "taken", "where", "swapped")
     )
-    left, shuffled = study["parachutes"]["noise"]["nothing"], study["randomised"]
+    left, shuffled = study["parachutes"]["noise"]["sky alone"], study["randomised"]
     smooth, noise, cut = "object removed", "object removed, noise", swapped["cut out"]
     row = next(row for row in study["six"] if row["index"] == 3536)
 
@@ -227,8 +228,12 @@ def answers(study):
         "parachutes still named with noise in their place, others then called parachutes": beside(
             noise, "parachute"
         ),
-        "the parachutes among them of which no jumper and no smoke is left": f"{percent(left)} of "
+        "the parachutes among them of which only sky is left": f"{percent(left)} of "
         f"{left['count']}",
+        "with room beside the object: right answers kept with noise for it, beside it": ", ".join(
+            percent(kept[change]["all"])
+            for change in (f"{noise}, room beside it", "noise in as large a part beside it")
+        ),
         "all of them, painted over smoothly": beside(smooth, "parachute"),
         "other objects called parachutes: where one stood, elsewhere": on_grounds("parachute"),
         "parachutes where other classes stood, still named": percent(cut["as_object"]["parachute"]),

@@ -23,6 +23,7 @@ from studies import edits, measures, objects, trust
 from studies.evidence import colours, delete, focus, randomise
 from studies.objects import (
     SIX,
+    call_with_noise,
     describe_six,
     edit,
     empty_each,
@@ -126,7 +127,7 @@ def test_what_the_network_has_wrong_is_explained_for_its_true_class_and_not_edit
     subject, boxed = Subject(Painted(), dataset), painted_boxes(dataset)
     found = locate(subject, boxed[[*range(0, 30, 3)]])
     assert found["map"]["pointing"]["green"]["mean"] == 1
-    kept, *_ = edit(subject, boxed, generator())
+    kept, *_ = edited(subject, boxed)
     assert {name: one["count"] for name, one in kept["object removed"].items()} == {
         "all": 20, "red": 0, "green": 10, "blue": 10,
     }  # fmt: skip
@@ -135,7 +136,7 @@ def test_what_the_network_has_wrong_is_explained_for_its_true_class_and_not_edit
 def test_a_swap_counts_objects_as_objects_and_the_many_backgrounds_that_were_drawn_as_such():
     dataset = painted_dataset(36)
     few = [k for k in range(36) if k % 3 < 2 or k < 6]  # 12 red, 12 green, 2 blue
-    *_, swapped = edit(Subject(Painted(), dataset), painted_boxes(dataset)[few], generator())
+    *_, swapped = edited(Subject(Painted(), dataset), painted_boxes(dataset)[few])
     for found in (swapped["boxes"], swapped["cut out"]):
         assert [found["as_object"][name]["count"] for name in dataset.classes] == [12, 12, 2]
         assert 5 < found["as_background"]["red"]["count"] <= 12  # 14 objects on them
@@ -143,15 +144,21 @@ def test_a_swap_counts_objects_as_objects_and_the_many_backgrounds_that_were_dra
         assert found["as_neither"]["red"]["count"] <= 4  # 14: green on blue, blue on green
 
 
+def edited(subject, boxed):
+    noisy = call_with_noise(subject, boxed.pixels, boxed.masks, generator())
+    return edit(subject, boxed, noisy, generator())
+
+
 def test_who_sees_the_background_alone_keeps_the_answer_without_object_and_follows_a_swap(
     monkeypatch,
 ):
     dataset, move, steps = painted_dataset(), edits.move, []
     monkeypatch.setattr(edits, "move", lambda *given: steps.append(given[3:]) or move(*given))
-    kept, taken, swapped = edit(Subject(Painted(), dataset), painted_boxes(dataset), generator())
+    kept, taken, swapped = edited(Subject(Painted(), dataset), painted_boxes(dataset))
     assert len(set(steps)) > 20 and max(max(step) for step in steps) <= SIZE // 4
     removed = ("object removed", "object removed, noise")
-    for change in (*removed, "as large a part beside it removed", "box moved"):
+    beside = ("as large a part beside it removed", "noise in as large a part beside it")
+    for change in (*removed, *beside, "box moved"):
         assert kept[change]["all"]["mean"] == 1
         assert kept[change]["all"]["count"] == 30
     assert [taken[change][name]["mean"] for change in removed for name in dataset.classes] == [
@@ -179,9 +186,7 @@ class FilledIsBlue(Painted):
 
 def test_a_network_that_takes_what_was_filled_for_a_class_is_told_by_its_control():
     dataset = painted_dataset()
-    kept, taken, swapped = edit(
-        Subject(FilledIsBlue(), dataset), painted_boxes(dataset), generator()
-    )
+    kept, taken, swapped = edited(Subject(FilledIsBlue(), dataset), painted_boxes(dataset))
     assert kept["object removed"]["blue"]["mean"] == 1
     assert taken["object removed"]["blue"]["mean"] == 1  # as often: so it says nothing of blue
     assert taken["object removed"]["red"]["mean"] == 0
@@ -211,8 +216,9 @@ def test_what_is_called_a_class_where_neither_object_nor_place_is_of_it_is_count
             predict(pixels) if len(asked) == 1 else Subject(CornerIsBlue(), dataset).predict(pixels)
         )
 
+    noisy = call_with_noise(subject, boxed.pixels, boxed.masks, generator())
     subject.predict = corners
-    *_, swapped = edit(subject, boxed, generator())
+    *_, swapped = edit(subject, boxed, noisy, generator())
     for found in (swapped["boxes"], swapped["cut out"]):
         assert found["as_background"]["blue"]["mean"] == 1
         assert 0.1 < found["as_neither"]["blue"]["mean"] < 0.4  # green objects on half of the reds
@@ -248,7 +254,7 @@ def test_a_box_that_covers_the_picture_is_not_taken_out_of_it():
     boxed = painted_boxes(painted_dataset())
     boxed.masks = boxed.masks.clone()
     boxed.masks[:6] = True
-    kept, *_ = edit(Subject(Painted(), painted_dataset()), boxed, generator())
+    kept, *_ = edited(Subject(Painted(), painted_dataset()), boxed)
     assert kept["object removed"]["all"]["count"] == kept["box alone"]["all"]["count"] == 24
 
 
@@ -260,9 +266,11 @@ def test_who_sees_the_object_alone_loses_the_answer_with_it_and_resists_a_swap()
         images[number] = 90
         images[number][:, mask] = PAINT[label].to(torch.uint8)[:, None]
     dataset = ImageDataset(images, dataset.labels, dataset.classes, [0.0] * 3, [1.0] * 3)
-    kept, _, swapped = edit(Subject(Painted(), dataset), painted_boxes(dataset), generator())
+    kept, _, swapped = edited(Subject(Painted(), dataset), painted_boxes(dataset))
     assert kept["object removed"]["all"]["mean"] < 0.5  # what is left is grey: a guess
-    for name in ("box alone", "object cut out alone", "as large a part beside it removed"):
+    assert kept["object removed, noise"]["all"]["mean"] < 0.5
+    beside = ("as large a part beside it removed", "noise in as large a part beside it")
+    for name in ("box alone", "object cut out alone", *beside):
         assert kept[name]["all"]["mean"] == 1
     for found in (swapped["boxes"], swapped["cut out"]):
         rows = [row for others in found["pairs"].values() for row in others.values()]
@@ -277,7 +285,7 @@ def test_a_sky_inside_the_box_is_pasted_with_it_and_not_with_what_is_cut_out():
     images = PAINT[dataset.labels][:, :, None, None].expand(-1, -1, SIZE, SIZE).clone()
     images[:, :, inner] = 0  # the object; around it, in the box, is background
     boxed = painted_boxes(replace(dataset, images=images.to(torch.uint8)))
-    *_, swapped = edit(Subject(PaintedWithin(), dataset), boxed, generator())
+    *_, swapped = edited(Subject(PaintedWithin(), dataset), boxed)
     share = inner.sum() / box_mask(BOX, SIZE, SIZE).sum()
     assert swapped["cut_share"]["all"]["mean"] == pytest.approx(float(share))
     assert all(one["mean"] == 1 for one in swapped["boxes"]["as_object"].values())
@@ -289,8 +297,10 @@ def test_what_has_no_room_beside_it_is_not_asked_what_lies_beside():
     boxed = painted_boxes(dataset)
     large = torch.tensor([[0.0, 0.0, 1.0, 0.8]])
     boxed.masks = torch.stack([box_mask(large if k < 12 else BOX, SIZE, SIZE) for k in range(30)])
-    kept, *_ = edit(Subject(Painted(), dataset), boxed, generator())
-    for name in ("object removed, room beside it", "as large a part beside it removed"):
+    kept, *_ = edited(Subject(Painted(), dataset), boxed)
+    room = ("object removed, room beside it", "object removed, noise, room beside it")
+    beside = ("as large a part beside it removed", "noise in as large a part beside it")
+    for name in (*room, *beside):
         assert kept[name]["all"]["count"] == 18
 
 
@@ -321,27 +331,28 @@ def test_where_backgrounds_decide_many_objects_on_them_make_no_interval_narrow()
 
 
 def test_parachutes_are_told_one_by_one_and_those_of_which_something_remains_apart(monkeypatch):
-    monkeypatch.setattr(objects, "REMAINS", (0, 6))
+    monkeypatch.setattr(objects, "LEFT", {0: "land", 6: "land"})
     dataset = painted_dataset()
     boxed = painted_boxes(dataset)[[0, 3, 6, 9]]  # all are red
     boxed.masks, boxed.pixels = boxed.masks.clone(), boxed.pixels.clone()
     boxed.masks[2] = box_mask(torch.tensor([[0.1, 0.1, 0.9, 0.9]]), SIZE, SIZE)
     boxed.pixels[2][:, ~boxed.masks[2]] = PAINT[1][:, None]  # and this is green without its middle
     boxed.masks[3] = True
-    found = empty_each(Subject(Painted(), dataset), boxed, generator())
+    subject = Subject(Painted(), dataset)
+    noisy = call_with_noise(subject, boxed.pixels, boxed.masks, generator())
+    found = empty_each(subject, boxed, noisy)
     columns = {key: [row[key] for row in found["pictures"]] for key in found["pictures"][0]}
     assert columns == {
         "index": [0, 3, 6, 9],
         "called": ["red"] * 4,
         "painted_over": ["red", "red", "green", columns["painted_over"][3]],
         "noise": [1.0, 1.0, 0.0, columns["noise"][3]],
-        "remains": [True, False, True, False],
+        "left": ["land", "sky alone", "land", "sky alone"],
         "counts": [True, True, True, False],
     }
-    assert {name: (one["mean"], one["count"]) for name, one in found["noise"].items()} == {
-        "remains": (0.5, 2),
-        "nothing": (1.0, 1),
-    }
+    counts = {name: one["count"] for name, one in found["noise"].items()}
+    assert counts == {"a jumper or smoke": 0, "land": 2, "sky alone": 1}
+    assert [found["noise"][name]["mean"] for name in ("land", "sky alone")] == [0.5, 1.0]
 
 
 def test_a_network_that_looks_at_one_corner_is_caught_there():
