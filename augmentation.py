@@ -36,7 +36,8 @@ def draw_augmentation(count, size, config, generator, mirrored=None):
     centres = None
     if config["cutout"]:  # drawn last, so that nothing else is another with it
         places = torch.rand(count, 2, generator=generator)
-        centres = (places * (torch.tensor(drawn) + 1.0)).floor().long()
+        # an even square lies between two pixels, so that there is a place more for its middle
+        centres = (places * (torch.tensor(drawn) + 1.0 - config["cutout"] % 2)).floor().long()
     unused = config["crop"] == 1 and mirrored is None
     unused = unused and not any(config[key] for key in ("rotate", "zoom", "shift", "elastic"))
     return None if unused else warps, fields, centres

@@ -38,7 +38,8 @@ def read_cached(paths, split, config):
     """
     mark = fingerprint(paths, [config["image_size"], config["resize"]])
     folder = Path(config["data_dir"]) / ".cache"
-    cache = folder / f"{config['dataset']}-{split}-{config['image_size']}-{mark}.bin"
+    kind = f"{config['dataset']}-{split}-{config['image_size']}-{config['resize']}"
+    cache = folder / f"{kind}-{mark}.bin"
     notes = _read_notes(cache, config)
     if notes is None and not os.access(folder if folder.exists() else folder.parent, os.W_OK):
         print(f"{folder} is not writable: decoding {split} anew in every run", file=sys.stderr)
@@ -48,6 +49,7 @@ def read_cached(paths, split, config):
             folder.mkdir(exist_ok=True)
             with FileLock(cache.with_suffix(".lock")):  # a second process waits and finds it built
                 notes = _read_notes(cache, config) or _build(paths, cache, split, config)
+            _remove_others(cache, kind)
         images = _open(cache, notes["count"], config)
     bad = notes["bad"]
     if bad and config["on_bad_image"] == "error":
@@ -57,6 +59,16 @@ def read_cached(paths, split, config):
         print(f"skipped {len(bad)} of {len(paths)} {split} pictures:{reasons}", file=sys.stderr)
     positions = np.delete(np.arange(len(paths)), [position for position, _ in bad])
     return images, positions, notes["mean"], notes["std"]
+
+
+def _remove_others(cache, kind):
+    """Remove the caches of the same kind: their pictures have changed since. Who still reads one
+    has it open; where an open file cannot be removed, it stays."""
+    for other in cache.parent.glob(f"{kind}-*.bin"):
+        if other != cache:
+            with contextlib.suppress(OSError):
+                other.unlink()
+                other.with_suffix(".json").unlink()
 
 
 def fingerprint(paths, settings=()):
@@ -237,7 +249,9 @@ def _to_array(image, config):
     if image.mode in ("F", "I"):
         raise ValueError("its grey has no known range: save it with 8 or 16 bits")
     if image.mode.startswith("I;16"):  # 16 bits of grey: the upper eight
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        values, clear = np.asarray(image), image.info.get("transparency", -1)
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+        image.putalpha(Image.fromarray((values != clear).astype(np.uint8) * 255))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
     image = image.convert("RGB")

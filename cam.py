@@ -6,6 +6,8 @@ draws maps of your own pictures with a trained network. Axis letters: N images, 
 pixels, K classes, h x w the cells of the last map.
 """
 
+import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -21,6 +23,7 @@ from cache import read_image
 from cam_pictures import save_cam_visualization
 from checkpoint import find_checkpoint, load_trained
 from checks import first_line
+from config import defaults
 from dataset import ImageDataset, deskew, make_generator, to_grey
 from devices import choose_device, freed_memory_kept
 from distributed import rank, shared
@@ -28,6 +31,7 @@ from exits import exit_cleanly, read_flags
 from gallery import draw_gallery, folder_name
 from images import SUFFIXES
 from models import CNN, ResNet18, evaluating, fold_norms, map_cells
+from rules import CAM
 from upsampling import cell_centres
 
 __all__ = [
@@ -131,9 +135,15 @@ def generate_class_activation_map(
 
 
 def one_each(classes, logits):
-    """One class (N,) for every row of logits (N, K); ValueError for one that is not there."""
+    """One class (N,) for every row of logits (N, K); ValueError for one that is not there, and
+    where there are not as many as rows."""
     count, num_classes = logits.shape
-    classes = torch.as_tensor(classes, device=logits.device).expand(count)
+    classes = torch.as_tensor(classes, device=logits.device)
+    if classes.ndim and classes.shape != (count,):
+        raise ValueError(
+            f"classes must be one, or one of each of {count} images, got {classes.tolist()}"
+        )
+    classes = classes.expand(count)
     if count and not 0 <= classes.min() <= classes.max() < num_classes:
         raise ValueError(f"classes must be 0 to {num_classes - 1}, got {classes.tolist()}")
     return classes
@@ -227,10 +237,11 @@ def choose_images(dataset, config):
     0 takes all. Raises ValueError where an index or a class of the contrast is not there, or where
     the file of the boxes is damaged.
     """
-    if "cam" not in config:
+    config = defaults | config
+    if missing := sorted(CAM.keys() - config.get("cam", {}).keys()):
         raise ValueError(
-            'cam is missing, which says what is drawn: "cam": {"per_class": 3, "indices": [], '
-            '"contrast": "none", "grid": False}, say'
+            f'cam.{missing[0]} is missing: the config says what is drawn, by "cam": {{"per_class": '
+            f'3, "indices": [], "contrast": "none", "grid": False}}, say'
         )
     find_contrast(config["cam"]["contrast"], dataset.classes)
     find_boxes(dataset, config)
@@ -252,6 +263,11 @@ def choose_images(dataset, config):
     return chosen
 
 
+def real(path):
+    """Where a path leads; unlike Path.resolve it does not raise where links go in a circle."""
+    return Path(os.path.realpath(path))
+
+
 def read_photos(paths, config, data, out=None):
     """(ImageDataset without labels, the paths it holds) of picture files and folders of them.
 
@@ -267,7 +283,7 @@ def read_photos(paths, config, data, out=None):
             for file in path.rglob("*")
             if file.suffix.lower() in SUFFIXES
             if not any(part[0] == "." for part in file.relative_to(path).parts)
-            if out is None or out.resolve() not in file.resolve().parents
+            if out is None or real(out) not in real(file).parents
         )
         files += found if path.is_dir() else [path]
     channels, _, size = data["shape"]
@@ -308,6 +324,13 @@ class Flags:
     """show the cells of the map"""
 
 
+def not_of_maps(folder):
+    """Names in a folder that has no maps, nor those that a call drew before it was stopped."""
+    if not folder.is_dir() or (folder / "maps.npy").is_file():
+        return []
+    return sorted(p.name for p in folder.iterdir() if not re.match(r"\d{4}_", p.name))
+
+
 @exit_cleanly
 def main(flags):
     path = find_checkpoint(flags.checkpoint)
@@ -318,8 +341,9 @@ def main(flags):
     if flags.out == "auto":
         out = Path("runs") / "cam" / datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
     photos, files = read_photos(flags.photos, state["config"], state["data"], out)
-    others = [n for n in ("config.json", "manifest.json", "index.html") if (out / n).exists()]
-    if others and not (out / "maps.npy").is_file():
+    if not flags.out.strip():
+        raise ValueError("--out is empty: name a folder, or leave it out")
+    if others := not_of_maps(out):
         raise ValueError(f"--out {out} has a {others[0]} that is not of maps: name a new folder")
     contrast = find_contrast(flags.contrast, photos.classes)
     indices = list(range(len(files)))

@@ -105,8 +105,10 @@ class CheckpointWriter:
             f"{len(self.waiting[name]) / 2**20:.1f} MiB to write, {free:.1f} MiB free)"
         )
         if final:
+            run = self.folder.parent
+            run = run.parent if (run.parent / "config.json").is_file() else run  # of --seeds
             raise ValueError(
-                f"{text}: make room, then --resume {self.folder.parent} repeats what is missing"
+                f"{text}: make room, then --resume {run} repeats what is missing"
             ) from None
         print(f"warning: {text}; the one before stays, trying again next epoch", file=sys.stderr)
 
@@ -240,7 +242,8 @@ def data_dir_of(state, path):
 
 def load_model(path: str | Path) -> tuple[nn.Module, dict]:
     """(model in eval mode with the weights saved at `path`, a checkpoint or a run folder; config it
-    was trained with)."""
+    was trained with). Raises FileNotFoundError where there is none, ValueError where it is damaged
+    or of another network."""
     path = find_checkpoint(path)
     state = load_checkpoint(path)
     return build_trained(state, path), state["config"]
@@ -264,6 +267,9 @@ def build_trained(state, path):
     if missing := {"config", "model"} - state.keys():
         raise ValueError(f"checkpoint {path} has no {' and no '.join(sorted(missing))}: what a run "
                          f"saved has both")  # fmt: skip
+    if not isinstance(state["config"], dict) or "model" not in state["config"]:
+        raise ValueError(f"checkpoint {path} does not say of which network it is: its config has "
+                         f"no model")  # fmt: skip
     config, data = dict(state["config"]), state.get("data")
     if "pretrained" in config["model"]:
         config["model"] = config["model"] | {"pretrained": False}  # its weights are in the file

@@ -157,6 +157,13 @@ def fit_model(config, known=None):
     return model
 
 
+def is_of_memory(error):
+    """Whether an error says that something does not fit in the memory."""
+    words = ("out of memory", "allocate", "enough memory", "overflow")
+    told = any(word in str(error).lower() for word in words)
+    return isinstance(error, MemoryError | OverflowError) or told
+
+
 def first_line(error):
     """What an error says, at most 120 letters of it, or its kind where it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -5,8 +5,8 @@ import shutil
 import textwrap
 from pathlib import Path
 
-from config import flatten, flatten_telling
-from outcome import best_of
+from config import defaults, flatten, flatten_telling
+from outcome import kept_of
 from plots import draw_compared, read_metrics
 from tracking import only_warned
 
@@ -122,8 +122,8 @@ def reached(run):
         seconds = f"{results['seconds']:.0f}"
         return f"{val['accuracy']:.4f}", str(val["best_epoch"]), f"{test['accuracy']:.4f}", seconds
     if rows:
-        best = best_of(rows)
-        return f"{best['val/accuracy']:.4f}", f"{best['epoch']:.0f}", "-", "-"
+        kept = kept_of(rows, (defaults | run["config"])["keep"])
+        return f"{kept['val/accuracy']:.4f}", f"{kept['epoch']:.0f}", "-", "-"
     return "-", "-", "-", "-"
 
 

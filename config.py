@@ -179,6 +179,8 @@ def parse_config(config, presets=None, args=None):
         end_unread()
     except (ValueError, OSError) as error:
         refuse(error)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def choose_preset(config, dataset, presets):

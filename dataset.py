@@ -28,10 +28,11 @@ IN_MEMORY = 1 / 4  # of the memory: images that take more stay on the disk
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Images uint8 (N, C, H, W) with labels int64 (N,), on one device.
+    """Images uint8 (N, C, H, W) with labels int64 (N,) from 0 to len(classes) - 1, on one device.
 
     `mean` and `std` are per channel, of all training images as they come, in [0, 1]. Images that
-    are too many for the memory are MappedImages, which are chosen and shaped like a tensor.
+    are too many for the memory are MappedImages, which are chosen and shaped like a tensor. Raises
+    ValueError for other types and lengths.
     """
 
     images: torch.Tensor | MappedImages
@@ -40,6 +41,24 @@ class ImageDataset:
     mean: list
     std: list
     name: str = "images"
+
+    def __post_init__(self):
+        count, channels = self.images.shape[0], self.images.shape[1]
+        if self.images.dtype != torch.uint8 or len(self.images.shape) != 4:
+            raise ValueError(
+                f"{self.name}: images must be uint8 of (N, C, H, W), 0 to 255, got "
+                f"{self.images.dtype} of {tuple(self.images.shape)}"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != (count,):
+            raise ValueError(
+                f"{self.name}: {count} images need as many labels, int64, got {self.labels.dtype} "
+                f"of {tuple(self.labels.shape)}"
+            )
+        if {len(self.mean), len(self.std)} != {channels}:
+            raise ValueError(
+                f"{self.name}: {channels} channels need as many means and deviations, got "
+                f"{len(self.mean)} and {len(self.std)}"
+            )
 
     def __len__(self):
         return len(self.labels)
@@ -134,11 +153,11 @@ def load_as_trained(config, about, source):
             f"{source} takes images of {wanted}, those of {name} are {there}: name data of its "
             f"size, or larger pictures"
         )
-    if in_grey:
-        sets = [replace(one, images=to_grey(one.images)) for one in sets]
+    images = [to_grey(one.images) if in_grey else one.images for one in sets]
     if config.get("deskew"):
-        sets = [replace(one, images=deskew(one.images)) for one in sets]
-    return tuple(replace(one, mean=about["mean"], std=about["std"]) for one in sets)
+        images = [deskew(one) for one in images]
+    known = {"mean": about["mean"], "std": about["std"]}
+    return tuple(replace(s, images=i, **known) for s, i in zip(sets, images, strict=True))
 
 
 def to_grey(images):

@@ -3,7 +3,8 @@
 Every global batch is cut into one share a process, in order, so that the images, their augmentation
 and the mean gradient are those of one process. Of a ragged last batch some shares are an image
 longer than others, and each is weighted by its length; where there are fewer images than processes,
-the last image stands in, with weight 0, for those that are missing.
+the last image stands in, with weight 0, for those that are missing (on GPUs BatchNorm counts it in
+the statistics of that batch).
 """
 
 import contextlib

@@ -44,7 +44,7 @@ def log_results(results, training):
 
 
 def logged_before(folder, results):
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # one that is not ours
         written = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         return written.get("epochs") == results["epochs"]
     return False
@@ -59,7 +59,7 @@ def worst_first(model, dataset):
     confidence, predicted = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
     labels = dataset.labels.cpu()
     sign = torch.where(predicted == labels, 1.0, -1.0)
-    order = torch.argsort(sign * (1 + confidence), stable=True).tolist()
+    order = torch.argsort(sign * confidence, stable=True).tolist()
     columns = (labels, predicted, confidence)
     names = ("true", "predicted", "confidence")
     return [
@@ -92,7 +92,7 @@ def find_pictures(folder, most=60):
 
 
 def final_numbers(results):
-    """{tag: value} of the weights of the best epoch, which stand side by side in every table."""
+    """{tag: value} of the weights that are kept, which stand side by side in every table."""
     numbers = {
         f"best/{split}_{metric}": results[split][metric]
         for split in ("val", "test")

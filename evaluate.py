@@ -40,7 +40,8 @@ def evaluate(model: nn.Module, dataset: ImageDataset, batch_size: int | None = N
     in eval mode on the model's device, and leaves the model in the mode it found. Of several
     processes, which all have to call it, each takes a share, and every image counts once.
     `batch_size` is 1024 for images of 32 pixels a side and less, and falls with their area. Raises
-    ValueError where there is no image, or the batch size is less than 1.
+    ValueError where there is no image, where the batch size is less than 1, and where the network
+    does not have one output a class. The loss is in nats.
     """
     if not len(dataset) or (batch_size is not None and batch_size < 1):
         raise ValueError(f"nothing to judge: {len(dataset)} images in batches of {batch_size}")
@@ -52,6 +53,7 @@ def evaluate(model: nn.Module, dataset: ImageDataset, batch_size: int | None = N
     first, last = (len(dataset) * end // world() for end in (rank(), rank() + 1))
     with evaluating(model), freed_memory_kept() if convolves(model) else nullcontext():
         for logits, labels in predict(model, dataset, first, last, batch_size):
+            check_outputs(logits, dataset)
             loss += F.cross_entropy(logits, labels, reduction="sum")
             pairs = labels * num_classes + logits.argmax(1)
             confusion += torch.bincount(pairs, minlength=num_classes**2)
@@ -62,6 +64,15 @@ def evaluate(model: nn.Module, dataset: ImageDataset, batch_size: int | None = N
         "accuracy": confusion.trace().item() / len(dataset),
         "confusion": confusion,
     }
+
+
+def check_outputs(logits, dataset):
+    """Raise ValueError where the logits (n, K') of a network are not one a class."""
+    if logits.ndim != 2 or logits.shape[1] != len(dataset.classes):
+        raise ValueError(
+            f"the network answers an image by {' x '.join(map(str, logits.shape[1:]))} numbers, "
+            f"{dataset.name} has {len(dataset.classes)} classes: it needs one number a class"
+        )
 
 
 def as_metrics(result, split):

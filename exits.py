@@ -51,6 +51,8 @@ def read_flags(kind):
         end_unread()
     except ValueError as error:
         refuse(error)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def exit_together(main):

@@ -6,12 +6,12 @@ from pathlib import Path
 from cam import cam, check_maps, choose_images
 from checkpoint import data_dir_of, find_checkpoint, load_trained
 from config import EXPLAINED, defaults
-from dataset import load_as_trained
+from dataset import data_sha256, load_as_trained
 from devices import choose_device
 from evaluate import evaluate
 from experiment import summarise
 from plots import draw_confusion
-from tracking import check_same_data, data_sha256, known_sha256, open_run, write_manifest
+from tracking import check_same_data, known_sha256, open_run, write_manifest
 
 
 def explain(config):

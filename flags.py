@@ -49,6 +49,10 @@ def find_flag(args, name):
     return found
 
 
+def _stands_in(args, name):
+    return any(argument.replace("-", "_") == name.replace("-", "_") for argument in args)
+
+
 def read_notes(*files):
     """{key: the comment beside it} of Python files, the first that has one: its line of --help."""
     notes = {}
@@ -96,6 +100,9 @@ def parse_flags(base, presets, args):
     )
     if unknown:
         raise ValueError(_unknown(unknown[0], base))
+    for name in ("--seeds", "--cam.indices"):
+        if find_flag([*args, "--"], name) is None and _stands_in(args, name):
+            raise ValueError(f"{name} needs numbers, with spaces between them: {name} 0 1 2")
     if (
         layers
         and parsed["model"]["layers"] == channels
@@ -170,11 +177,12 @@ def _unknown(flag, config):
     if not flag.startswith("-"):
         return f"{flag} belongs to no flag; only lists take several values, as in --seeds 0 1 2"
     names = flag_names(config)
-    kind, setting = config["model"]["kind"], flag.removeprefix("--model.").partition("=")[0]
+    kind = config["model"]["kind"]
+    setting = flag.removeprefix("--").removeprefix("model.").partition("=")[0]
     having = [other for other, settings in MODEL.items() if setting in settings]
     if flag.startswith("--model.") and kind in having:
         return f"{flag}: the model of this config does not have {setting}; write it into the dict"
-    if flag.startswith("--model.") and having:
+    if setting not in names and having:
         return f"{flag} is for {' and '.join(having)}: --model.kind {having[0]}, this is a {kind}"
     names |= {other: names[key] for other, key in OTHER_NAMES.items() if key in names}
     near = difflib.get_close_matches(flag.replace("-", "_").lstrip("_"), names, n=1, cutoff=0.5)

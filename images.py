@@ -244,9 +244,10 @@ def scan(folder, home):
     with os.scandir(folder) as entries:
         entries = sorted(entries, key=lambda entry: entry.name)
     for entry in entries:
-        if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(home):
+        target = Path(os.path.realpath(entry.path))  # resolve() raises where links go in a circle
+        if entry.is_symlink() and not target.is_relative_to(home):
             raise ValueError(
-                f"{entry.path} is a link to {Path(entry.path).resolve()}, outside {home}: copy it "
+                f"{entry.path} is a link to {target}, outside {home}: copy it "
                 f"in, or name the folder that holds both with --data_dir"
             )
     return entries

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from checks import first_line, fit_model, memory_bytes
+from checks import first_line, fit_model, is_of_memory, memory_bytes
 from config import defaults
-from rules import shown
+from rules import check_model, shown
 
 
 class MLP(nn.Module):
@@ -240,9 +240,11 @@ def build_model(config: dict, known: tuple | None = None) -> nn.Module:
 
     Sizes that the data set fixes are filled in where they are missing, from `known`, ((C, H, W), K)
     of a data set that need not be there, or from the config. The global random state is left as it
-    was. Raises ValueError where the weights do not fit in the memory.
+    was. Raises ValueError for a setting of the model that is missing, unknown or out of its range,
+    and where the weights do not fit in the memory.
     """
     config = defaults | config
+    check_model(config["model"])
     model = fit_model(config, known)
     if model["kind"] in ("mlp", "skip_mlp"):
         model["layer_sizes"] = model.pop("layers")
@@ -251,12 +253,13 @@ def build_model(config: dict, known: tuple | None = None) -> nn.Module:
         network = MODELS[model.pop("kind")]
         sizes = {key: value for key, value in model.items() if key != "pretrained"}
         try:
-            with torch.device("meta"):  # counted before they are made: systems promise too much
-                needed = 16 * count_parameters(network(**sizes))  # with gradients and Adam's means
+            needed = 16 * count_before(network, sizes)  # with gradients and Adam's means
             if needed > memory_bytes():
                 raise MemoryError(f"{needed / 2**30:.0f} GiB")
             return network(**model)
-        except (RuntimeError, MemoryError, OverflowError) as error:  # the allocator's
+        except (RuntimeError, MemoryError, OverflowError) as error:
+            if not is_of_memory(error):
+                raise
             what, way_out = f"model.kind {config['model']['kind']}", "choose a smaller one"
             if "layers" in config["model"]:
                 layers = shown(config["model"]["layers"])
@@ -265,6 +268,18 @@ def build_model(config: dict, known: tuple | None = None) -> nn.Module:
                 f"{what}: a network of this size does not fit in the memory ({first_line(error)}): "
                 f"{way_out}"
             ) from None
+
+
+def count_before(network, sizes):
+    """The parameters that a network will have, before they are made: systems promise memory that
+    they do not have. 0 where it cannot be made without them."""
+    try:
+        with torch.device("meta"):
+            return count_parameters(network(**sizes))
+    except RuntimeError as error:
+        if is_of_memory(error):
+            raise
+        return 0
 
 
 @torch.no_grad()

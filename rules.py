@@ -141,7 +141,7 @@ MODEL = {
 KIND = {"kind": one_of(*MODEL)}
 CONVOLUTIONAL = ("cnn", "resnet18")  # these have maps to draw, and kernels for Muon
 
-OTHER_NAMES = {"learning_rate": "lr"}  # what others call a key
+OTHER_NAMES = {"learning_rate": "lr", "cpu": "device", "gpu": "device", "cuda": "device"}
 
 
 def check_values(config):

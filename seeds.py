@@ -20,7 +20,7 @@ from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.dropout import _DropoutNd
 
-from checkpoint import CheckpointWriter, save_checkpoint
+from checkpoint import CheckpointWriter
 from checks import memory_bytes
 from compiled import WORTH_IT, make_step
 from dataset import draw_epoch, load_datasets, prepare
@@ -40,8 +40,8 @@ from steps import (
     uses_bfloat16,
 )
 from teacher import load_teacher
-from tracking import Tracker, only_writer, open_run, write_manifest
-from training import check_classes, memory_errors_explained
+from tracking import Tracker, only_writer
+from training import check_classes, memory_errors_explained, open_with_checkpoint
 
 
 class Stack(nn.Module):
@@ -248,13 +248,7 @@ class Member:
 
     def open_folder(self, state, device):
         """The run folder, made with a checkpoint of epoch 0 in it."""
-
-        def fill(folder):
-            write_manifest(folder, self.config, self.about["sha256"], device)
-            start = self.whole(state) | {"epoch": 0, "config": self.config}
-            save_checkpoint(folder / "checkpoints" / "last.pt", start)
-
-        folder = open_run(self.config, fill)
+        folder = open_with_checkpoint(self.config, self.whole(state), device)
         self.writer = CheckpointWriter(folder, self.config)
         return folder
 

@@ -147,8 +147,8 @@ def note_resumed(folder, config, epoch, device):
     """Add to the manifest that the run goes on, after `epoch` epochs, and by what."""
     write_json(folder / "config.json", config)
     path, manifest = folder / "manifest.json", {"resumed": []}
-    with contextlib.suppress(OSError, ValueError):  # one that is lost is no reason not to go on
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError, TypeError):  # one that is lost does not matter
+        manifest |= json.loads(path.read_text(encoding="utf-8"))
     manifest["resumed"].append({"after_epoch": epoch} | describe_process(device))
     write_json(path, manifest)
 

@@ -18,7 +18,7 @@ from checkpoint import (
     mend,
     save_checkpoint,
 )
-from checks import data_shape, first_line
+from checks import data_shape, first_line, is_of_memory
 from compiled import make_step
 from config import check_unchanged, complete_config
 from dataset import ImageDataset, batches, derive_seed, shrink
@@ -32,9 +32,9 @@ from distributed import (
     shared_step,
     world,
 )
-from evaluate import as_metrics, evaluate
+from evaluate import as_metrics, check_outputs, evaluate
 from interruption import stop_requests
-from models import convolves, takes, whiten
+from models import convolves, evaluating, takes, whiten
 from norms import Norms
 from optimisation import Schedule, make_optimizer
 from outcome import leave_behind
@@ -79,6 +79,11 @@ def train(
     loss stops being finite, and where a batch does not fit in the memory.
     """
     config = complete_config(config)
+    if config["seeds"]:
+        raise ValueError(
+            f"seeds {config['seeds']}: one network is trained here, of config['seed']: leave seeds "
+            f"empty, or call the main of an exercise"
+        )
     with contextlib.ExitStack() as held, memory_errors_explained(config):
         if config["resume"] != "none":  # from here on: nothing that is read changes any more
             held.enter_context(only_writer(Path(config["resume"])))
@@ -93,36 +98,26 @@ def train_held(model, train_set, val_set, config, held):
     check_crops(model, train_set.images.shape[1], config["crop_size"])
 
     # the network and what updates it, as new or as they were left
-    if device.type == "cpu" and convolves(model):
-        held.enter_context(freed_memory_kept())
-    elif device.type == "cpu":
-        torch.set_num_threads(1)  # two meet more often than they help in matrices this small
-    held.enter_context(convolutions_timed())
+    settle(device, model, held)
     whiten_from(model, train_set)
     model.to(device, memory_format=torch.channels_last)
+    check_network(model, train_set, val_set)
     optimizer = make_optimizer(model, config)
     sizes = batch_sizes(len(train_set), config["batch_size"])
     schedule = Schedule(optimizer, len(sizes), config)
     parts = {"model": model, "optimizer": optimizer, "scheduler": schedule}
     resumed = config["resume"] != "none"
-    if not resumed:
+    left = {"history": [], "wandb_id": None, "seconds": 0.0}
+    if resumed:
+        left = restore(parts, config, train_set)
+    else:
         check_classes(train_set)
+    history, before = left["history"], left["seconds"]
+    leave_behind(model=model, train_set=train_set, val_set=val_set)
+    leave_behind(history=history, seconds_before=before)
+    if len(history) >= config["epochs"]:
+        return look_again(model, history, config)
     about = train_set.about()
-    fresh = {"history": [], "wandb_id": None, "seconds": 0.0}
-    left = restore(parts, config, train_set) if resumed else fresh
-    history, wandb_id, before = left["history"], left["wandb_id"], left["seconds"]
-    leave_behind(model=model, train_set=train_set, val_set=val_set, history=history)
-    leave_behind(seconds_before=before)
-    if len(history) > config["epochs"]:
-        raise ValueError(
-            f"--resume {config['resume']}: the run has {len(history)} epochs, more than --epochs "
-            f"{config['epochs']}: leave that out"
-        )
-    if len(history) == config["epochs"]:  # a finished run is looked at again
-        folder = open_run(config)
-        first_only(write_metrics)(folder, history)
-        print(f"{folder} has its {len(history)} epochs: --epochs {2 * len(history)} trains on")
-        return take_best(model, folder, history)
     table = layer_table(model, train_set.images.shape[1:])
     teacher = load_teacher(config, about, device)
     if resumed:
@@ -136,16 +131,11 @@ def train_held(model, train_set, val_set, config, held):
 
     def state():
         parts_now = {name: part.state_dict() for name, part in parts.items()}
-        known = {"data": about, "teacher": teacher and teacher.sha256}
+        known = {"data": about, "teacher": teacher and teacher.sha256, "history": history}
         seconds = before + time.perf_counter() - start
-        return parts_now | known | {"history": history, "wandb_id": wandb_id, "seconds": seconds}
+        return parts_now | known | {"wandb_id": left["wandb_id"], "seconds": seconds}
 
-    def fill(folder):
-        write_manifest(folder, config, about["sha256"], device)
-        untrained = state() | {"epoch": 0, "config": config}
-        save_checkpoint(folder / "checkpoints" / "last.pt", untrained)
-
-    folder = open_run(config, fill)
+    folder = open_with_checkpoint(config, state(), device)
     if not resumed:
         held.enter_context(only_writer(folder))
     check = held.enter_context(stop_requests(folder, agreement(device)))
@@ -158,9 +148,9 @@ def train_held(model, train_set, val_set, config, held):
     if resumed:
         note_resumed(folder, config, len(history), device)
     norms = Norms(model, train_set, len(sizes))
-    tracker = Tracker(folder, config, history, wandb_id, norms)
+    tracker = Tracker(folder, config, history, left["wandb_id"], norms)
     held.callback(tracker.close)
-    wandb_id = tracker.wandb_id
+    left["wandb_id"] = tracker.wandb_id
     progress = Progress(config["epochs"], len(sizes), history)
     held.callback(progress.close)
     writer = CheckpointWriter(folder, config)
@@ -178,7 +168,40 @@ def train_held(model, train_set, val_set, config, held):
         tracker.log(metrics, epoch)
         progress.report(history)
         writer.save(state())
-    return take_best(model, folder, history)
+    return take_kept(model, folder, history)
+
+
+def settle(device, model, held):
+    """How torch computes on the device from here on; the ExitStack `held` takes it back."""
+    if device.type == "cpu" and convolves(model):
+        held.enter_context(freed_memory_kept())
+    elif device.type == "cpu":
+        torch.set_num_threads(1)  # two meet more often than they help in matrices this small
+    held.enter_context(convolutions_timed())
+
+
+def open_with_checkpoint(config, state, device):
+    """The run folder of config["resume"], or a new one that holds `state` as that of epoch 0."""
+
+    def fill(folder):
+        write_manifest(folder, config, state["data"]["sha256"], device)
+        untrained = state | {"epoch": 0, "config": config}
+        save_checkpoint(folder / "checkpoints" / "last.pt", untrained)
+
+    return open_run(config, fill)
+
+
+def look_again(model, history, config):
+    """What `train` returns of a run that has all of its epochs."""
+    if len(history) > config["epochs"]:
+        raise ValueError(
+            f"--resume {config['resume']}: the run has {len(history)} epochs, more than --epochs "
+            f"{config['epochs']}: leave that out"
+        )
+    folder = open_run(config)
+    first_only(write_metrics)(folder, history)
+    print(f"{folder} has its {len(history)} epochs: --epochs {2 * len(history)} trains on")
+    return take_kept(model, folder, history)
 
 
 def example_batch(train_set, config):
@@ -194,10 +217,10 @@ def whiten_from(model, train_set):
         whiten(model, train_set.sample(WHITENED_ON)[0])
 
 
-def take_best(model, folder, history):
+def take_kept(model, folder, history):
     """Load the weights that are kept; return the two lists that `train` returns."""
-    best = from_first(load_checkpoint, folder / "checkpoints" / "best.pt")
-    model.load_state_dict(best["model"])
+    kept = from_first(load_checkpoint, folder / "checkpoints" / "best.pt")
+    model.load_state_dict(kept["model"])
     model.eval()
     return [row["val/accuracy"] for row in history], [row["val/loss"] for row in history]
 
@@ -223,8 +246,24 @@ def check_last_batch(model, train_set, config, device):
         ) from None
 
 
+def check_network(model, train_set, val_set):
+    """Raise ValueError where the network does not answer by a number a class, or where nothing is
+    held out to judge it by."""
+    if not len(val_set):
+        raise ValueError("no image is held out for validation: raise --val_fraction")
+    image = train_set.normalise(train_set.images[:1])
+    with torch.no_grad(), evaluating(model):
+        check_outputs(model(image.to(next(model.parameters()).device)), train_set)
+
+
 def check_classes(train_set):
-    """Raise ValueError where all pictures of a class were held out."""
+    """Raise ValueError where a label is of no class, or all pictures of a class were held out."""
+    low, high = train_set.labels.min().item(), train_set.labels.max().item()
+    if not 0 <= low <= high < len(train_set.classes):
+        raise ValueError(
+            f"labels from {low} to {high}: {len(train_set.classes)} classes are numbered from 0 to "
+            f"{len(train_set.classes) - 1}"
+        )
     counts = torch.bincount(train_set.labels, minlength=len(train_set.classes)).tolist()
     if 0 in counts:
         raise ValueError(
@@ -250,9 +289,7 @@ def memory_errors_explained(config):
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        missing = any(words in text for words in ("out of memory", "allocate", "enough memory"))
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not missing:
+        if not is_of_memory(error):
             raise
         shape = " x ".join(map(str, data_shape(config)[0]))
         raise ValueError(

@@ -71,8 +71,9 @@ class WandbSink:
                 self._give_up(error)
 
     def log_end(self, numbers, results, dataset, rows, draw_maps, pictures):
-        """The final numbers and those of the best epoch as summary, the pictures {tag: path}, and
-        a table of predictions of `dataset`, with maps where `draw_maps()` gives some."""
+        """The final numbers and those of the weights that are kept as summary, the pictures
+        {tag: path}, and a table of predictions of `dataset`, with maps where `draw_maps()` gives
+        some."""
         if self.run:
             try:
                 import wandb

@@ -4,8 +4,8 @@
     python -m benchmarks.cam --images 256      # a quick look
 
 One map an image, of the predicted class, from the CNN of exercise 2.3 with random weights. Every
-contender has a process of its own, which reports its peak memory; the maps of all, cut at zero and
-divided by their largest cell, must agree.
+contender has a process of its own, which reports its peak memory and the sum over its maps, cut at
+zero and divided by their largest cell: that of all should agree.
 """
 
 import json

@@ -64,6 +64,48 @@ def test_mean_and_std_of_a_folder_are_those_of_its_training_pixels(picture_folde
     assert train.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist())
 
 
+def test_a_picture_that_changed_is_decoded_anew_and_the_cache_before_is_gone(picture_folder):
+    folder = picture_folder()
+    load_datasets(folder_config(folder))
+    before = set(folder.glob(".cache/*"))
+    path = folder / "test" / "cat" / "1.png"
+    content = path.read_bytes()
+    other = bytearray((folder / "test" / "cat" / "2.png").read_bytes())
+    path.write_bytes(other + bytes(max(0, len(content) - len(other))))  # junk at its end is allowed
+    assert path.stat().st_size >= len(content)
+    os.utime(path, ns=(1, 1))
+    expected = decoded_by_pil(folder)
+    assert torch.equal(test_images_of(folder), expected)
+    files = set(folder.glob(".cache/*"))
+    assert {file.suffix for file in before - files} == {".bin", ".json"}
+    assert len(before - files) == 2  # of the test set alone
+    load_datasets(folder_config(folder, resize="crop"))  # another kind, which replaces nothing
+    assert files < set(folder.glob(".cache/*"))
+
+
+def test_a_picture_of_another_time_is_another_picture(picture_folder):
+    folder = picture_folder()
+    paths = sorted(folder.glob("test/*/*.png"))
+    before = cache.fingerprint(paths)
+    status = paths[3].stat()
+    os.utime(paths[3], ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert cache.fingerprint(paths) != before
+
+
+def test_pictures_that_are_cropped_are_not_those_that_were_squashed(tmp_path):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(5):
+                picture = Image.fromarray(np.arange(0, 240, 5, dtype=np.uint8).reshape(2, 24))
+                picture.save(tmp_path / split / name / f"{number}.png")
+    found = [
+        load_datasets(folder_config(tmp_path, resize=resize, image_size=4))[2].images
+        for resize in ("squash", "crop", "squash")
+    ]
+    assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
+
+
 def start(forks, function, folder):
     """function(folder) in a process of its own, which prints what it returns."""
     script = folder.with_suffix(".py")
@@ -216,6 +258,19 @@ def test_a_link_that_leads_out_of_the_folder_is_refused_and_one_inside_is_follow
     (folder / "test" / "bird").symlink_to(tmp_path)
     with pytest.raises(ValueError, match="bird is a link"):
         load_datasets(folder_config(folder))
+
+
+def test_a_link_to_itself_is_refused_by_name_or_skipped(picture_folder):
+    folder = picture_folder()
+    loop = folder / "test" / "cat" / "9.png"
+    loop.symlink_to("9.png")
+    with pytest.raises(ValueError, match=r"cat/9\.png"):
+        load_datasets(folder_config(folder))
+    assert len(load_datasets(folder_config(folder, on_bad_image="skip"))[2]) == 10
+    loop.unlink()
+    (folder / "test" / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match=r"Too many levels of symbolic links.*loop"):
+        load_datasets(folder_config(folder, on_bad_image="skip"))
 
 
 def test_one_class_is_refused(picture_folder):

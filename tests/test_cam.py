@@ -65,6 +65,14 @@ def test_a_map_averages_to_its_logit(settings):
         torch.testing.assert_close(activation.logits, model.eval()(images))
 
 
+def test_the_error_of_a_sum_is_a_share_of_the_largest_logit_of_its_image():
+    model, images = random_network(NETWORKS[0])
+    activation = generate_class_activation_map(model, images)
+    off = replace(activation, totals=activation.totals + 0.5)
+    expected = 0.5 / activation.logits.abs().max(1).values
+    torch.testing.assert_close(off.completeness_error(), expected, rtol=1e-3, atol=1e-5)
+
+
 def test_a_map_of_other_features_fails_to_add_up():
     model, images = random_network(NETWORKS[0])
     activation = generate_class_activation_map(model, images)
@@ -141,6 +149,12 @@ def test_confidence_is_the_softmax_of_the_class_and_the_predicted_class_is_the_d
     torch.testing.assert_close(activation.confidence, probabilities.amax(1))
     of_three = generate_class_activation_map(model, images, classes=3)
     torch.testing.assert_close(of_three.confidence, probabilities[:, 3])
+
+
+def test_as_many_classes_as_images_are_asked_for():
+    for classes in ([0, 1], [1], [[0, 1, 2]]):
+        with pytest.raises(ValueError, match="one of each of 3 images"):
+            generate_class_activation_map(CNN([4]), torch.rand(3, 3, 8, 8), classes)
 
 
 def test_a_class_that_is_not_there_is_refused():
@@ -479,4 +493,6 @@ def test_as_many_of_every_class_as_asked_for_are_drawn_by_the_seed_and_0_are_all
 
     assert chosen(3) == chosen(3) != chosen(3, seed=1)
     assert random_images.labels[chosen(3)].tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    for members in (chosen(6)[start : start + 6] for start in (0, 6, 12)):
+        assert members == sorted(members)  # as they lie in the data set
     assert sorted(chosen(0)) == list(range(37))

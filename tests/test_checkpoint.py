@@ -150,6 +150,8 @@ def test_a_file_system_that_cannot_sync_a_folder_is_no_fault(tmp_path, monkeypat
     ("state", "reason"),
     [
         ({"model": {}}, "has no config: what a run saved has both$"),
+        ({"config": {}, "model": {}}, "does not say of which network it is: its config has no"),
+        ({"config": None, "model": {}}, "does not say of which network it is"),
         ({"config": {}, "code": pathlib.PurePosixPath("x")}, "refused: Weights only load failed$"),
     ],
 )

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 import compiled
-from compiled import GraphedStep, choose_compiled, make_step, unchanged
+from compiled import (
+    GraphedStep,
+    choose_compiled,
+    make_step,
+    prepare_state,
+    traceable_step,
+    unchanged,
+)
 from config import complete_config
 from models import build_model
 from optimisation import make_optimizer
@@ -27,6 +34,23 @@ def batch(size=16, device="cpu"):
     generator = torch.Generator().manual_seed(size)
     images = torch.randn(size, 1, 8, 8, generator=generator)
     return images.to(device), torch.arange(size, device=device) % 10
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_the_step_that_is_compiled_is_the_plain_step_with_every_setting(digits_config, optimizer):
+    config = digits_config | {"optimizer": optimizer, "weight_decay": 0.1, "label_smoothing": 0.3}
+    model, _, plain = parts_of(config)
+    twin, twin_opt, _ = parts_of(config)
+    states, group = prepare_state(twin_opt), twin_opt.param_groups[0]
+    traced, (beta1, beta2) = traceable_step(twin, group, config), group["betas"]
+    for count in range(1, 4):
+        expected = plain(*batch())
+        scalars = torch.tensor([group["lr"], 1 - beta1**count, 1 - beta2**count])
+        with torch.no_grad():
+            found = traced(*states, scalars, *batch())
+        torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(twin.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no header\nin 30 lines"), AssertionError()])

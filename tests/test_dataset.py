@@ -103,6 +103,25 @@ def test_deskewed_digits_stand_upright_in_all_three_sets(digits_config):
         assert abs(slants(after.images)).mean() < 0.3 * abs(slants(before.images)).mean()
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"images": torch.rand(5, 3, 8, 8)}, "images must be uint8"),
+        ({"images": torch.zeros(5, 8, 8, dtype=torch.uint8)}, r"of \(N, C, H, W\)"),
+        ({"labels": torch.zeros(5, dtype=torch.int32)}, "as many labels, int64, got torch.int32"),
+        ({"labels": torch.zeros(4, dtype=torch.int64)}, "5 images need as many labels"),
+        ({"mean": [0.5]}, "3 channels need as many means and deviations, got 1 and 3"),
+    ],
+)
+def test_images_that_are_not_what_a_data_set_holds_are_refused(changes, told):
+    pixels = torch.zeros(5, 3, 8, 8, dtype=torch.uint8)
+    parts = {"images": pixels, "labels": torch.zeros(5, dtype=torch.int64), "classes": ["a", "b"]}
+    parts |= {"mean": [0.5] * 3, "std": [0.2] * 3}
+    assert len(ImageDataset(**parts)) == 5
+    with pytest.raises(ValueError, match=told):
+        ImageDataset(**parts | changes)
+
+
 def test_an_epoch_deals_out_every_image_once_ragged_batch_included(numbered, plain):
     dealt = list(batches(numbered, plain, epoch=1))
     assert [len(labels) for _, labels in dealt] == [8, 8, 8, 8, 5]
@@ -188,6 +207,21 @@ def test_an_augmentation_alone_goes_as_far_as_the_config_says(key, value):
         torch.testing.assert_close(often, torch.full((7,), 1 / 7), atol=0.03, rtol=0)
 
 
+def test_what_is_drawn_for_one_augmentation_says_nothing_of_another():
+    config = defaults | {"rotate": 20.0, "zoom": 0.2, "crop": 0.25}
+    warps, *_ = draw_augmentation(4000, (36, 36), config, torch.Generator().manual_seed(0))
+    angle = torch.atan2(warps[:, 1, 0], warps[:, 0, 0])
+    scale = torch.linalg.det(warps[:, :, :2])
+    alone, *_ = draw_augmentation(
+        4000, (36, 36), config | {"zoom": 0.0}, torch.Generator().manual_seed(0)
+    )
+    area = torch.linalg.det(alone[:, :, :2])  # of the crop; the rest is the zoom
+    spare = (1 - area.sqrt())[:, None]
+    x, y = (alone[:, :, 2] / spare).T  # the crop's place, -1 to 1
+    drawn = torch.stack([angle, scale / area, area, x, y])
+    assert (torch.corrcoef(drawn) - torch.eye(5)).abs().max() < 0.06
+
+
 def test_crops_are_of_every_share_of_the_area_and_inside_the_picture():
     config, generator = defaults | {"crop": 0.25}, torch.Generator().manual_seed(0)
     warps, *_ = draw_augmentation(2000, (36, 36), config, generator)
@@ -198,10 +232,19 @@ def test_crops_are_of_every_share_of_the_area_and_inside_the_picture():
     assert edges.max() == pytest.approx(1.0, abs=1e-3)
 
 
-def test_cutout_is_drawn_over_the_whole_crop_and_not_beyond():
-    config = defaults | {"crop": 0.5, "crop_size": 18, "cutout": 3}
-    *_, centres = draw_augmentation(2000, (36, 36), config, torch.Generator().manual_seed(0))
-    assert (centres.min(), centres.max()) == (0, 18)  # up to the edge, where it reaches over
+@pytest.mark.parametrize("side", [3, 4])
+def test_cutout_hides_every_row_and_its_opposite_alike(side):
+    config = defaults | {"crop": 0.5, "crop_size": 18, "cutout": side}
+    *_, centres = draw_augmentation(4000, (36, 36), config, torch.Generator().manual_seed(0))
+    rows = [int((centres == row).sum()) for row in range(19)]
+    expected = len(centres) * 2 / (19 - side % 2)  # those of an even square lie between two pixels
+    assert rows[: 19 - side % 2] == pytest.approx([expected] * (19 - side % 2), rel=0.25)
+    images = torch.ones(len(centres), 1, 18, 18)
+    cut_out(images, centres, side)
+    hidden = (images == 0).double().mean((0, 1))
+    for edges in ((hidden[0], hidden[-1]), (hidden[:, 0], hidden[:, -1])):
+        assert edges[0].sum().item() == pytest.approx(edges[1].sum().item(), rel=0.15)
+    assert not (images == 0).all((2, 3)).any()
 
 
 def test_cutout_neither_follows_the_crop_nor_changes_it():

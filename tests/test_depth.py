@@ -254,6 +254,7 @@ def test_a_loss_that_is_not_finite_ends_its_cell_and_is_told(tmp_path, study):
 def test_a_difference_is_clear_where_its_interval_leaves_zero_out():
     assert is_clear([1.0, 1.1, 1.2]) and is_clear([-1.0, -1.1, -1.2])
     assert not is_clear([0.3, 1.0, 2.0])  # 4.303 deviations of the mean, not 1.96
+    assert not is_clear([0.5, 1.0, 1.7])  # whose mean is 3.06 of them
     assert not is_clear([0.0, 0.0, 0.0]) and not is_clear([5.0])
 
 

@@ -200,13 +200,23 @@ def test_a_network_of_grey_images_sees_coloured_pictures_in_grey(
     for number in range(10):
         (tmp_path / "train" / str(number)).mkdir(parents=True)
         for name in ("a", "b"):
-            grey = Image.new("L", (8, 8), 20 * number + ord(name) - ord("a"))
-            grey.convert("RGB").save(tmp_path / "train" / str(number) / f"{name}.png")
+            grey = 20 * number + ord(name) - ord("a")
+            red = 50 if number > 1 and name == "b" else 0
+            colour = (grey + red, grey - red // 2, grey - red // 2)  # of the same mean
+            picture = Image.new("RGB", (8, 8), colour)
+            picture.save(tmp_path / "train" / str(number) / f"{name}.png")
     flags = Flags(str(folder), split="train", dataset="image_folder", data_dir=str(tmp_path))
     _, dataset = load_judged(flags)
     assert dataset.images.shape[1:] == (1, 8, 8)
     above = dataset.images[:, 0].int() - 20 * dataset.labels[:, None, None]
     assert set(above.unique().tolist()) <= {0, 1}
+
+
+@pytest.mark.parametrize("outputs", [2, 4])
+def test_a_network_that_has_not_one_output_a_class_is_not_judged(random_images, outputs):
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, outputs))
+    with pytest.raises(ValueError, match=rf"by {outputs} numbers, images has 3 classes"):
+        evaluate(network, random_images)
 
 
 def test_images_of_another_size_are_refused():

@@ -108,6 +108,15 @@ def test_the_seconds_of_a_run_are_those_of_all_its_parts(tmp_path):
     assert 5000 < again["runs"][0]["seconds"] < again["seconds"] < 5300
 
 
+def test_seeds_that_learn_at_once_take_as_long_as_the_longest(tmp_path):
+    smoke(exercise_1_1, tmp_path / "seeds", seeds=[4, 5])
+    for seed, seconds in ((4, 5000.0), (5, 3000.0)):
+        for path in (tmp_path / "seeds" / f"seed_{seed}" / "checkpoints").glob("*.pt"):
+            save_checkpoint(path, load_checkpoint(path) | {"seconds": seconds})
+    again = smoke(exercise_1_1, tmp_path / "seeds", seeds=[4, 5], resume=str(tmp_path / "seeds"))
+    assert 5000 < again["seconds"] < 5300
+
+
 def test_an_older_checkpoint_counts_the_seconds_of_its_training_steps(tmp_path):
     folder = tmp_path / "run"
     smoke(exercise_1_3, folder, model=SMALL_CNN)

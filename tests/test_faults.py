@@ -4,11 +4,14 @@ import errno
 import json
 import pathlib
 import random
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from disks import Patched, Tmpfs
+from tensorboard.compat.proto.summary_pb2 import Summary
 from test_signals import state_of
 from test_tracking import expected_scalars, scalars
 from test_training import assert_same, comparable, run
@@ -22,6 +25,7 @@ from checkpoint import CheckpointWriter, load_checkpoint, load_last, load_model,
 from config import parse_config
 from dataset import load_datasets
 from evaluate import Flags, load_judged
+from events import EventFile, last_step
 from exits import exit_cleanly
 from models import build_model
 from training import train
@@ -85,6 +89,32 @@ def test_a_full_disk_is_warned_of_and_tried_again(disk, digits_config, monkeypat
     assert not list((disk.folder / "run").rglob("*.tmp"))
 
 
+def test_of_an_event_that_does_not_fit_nothing_is_left(disk):
+    events = EventFile(disk.folder)
+    (path,) = disk.folder.glob("events*")
+    events.add({"a": 1.0}, 1)
+    whole = path.read_bytes()
+    disk.fill()
+    with pytest.raises(OSError):
+        events.add({}, 2, Summary.Value(tag="large", simple_value=1.0, node_name="x" * 200_000))
+    assert path.read_bytes() == whole
+    disk.free()
+    events.add({"a": 2.0}, 2)
+    events.close()
+    assert last_step(disk.folder) == 2
+
+
+def test_a_save_that_failed_is_tried_again_in_the_next_epoch_though_none_is_due(tmp_path, capsys):
+    (tmp_path / "checkpoints" / "last.pt" / "in the way").mkdir(parents=True)
+    writer = CheckpointWriter(tmp_path, {"checkpoint_every": 2, "epochs": 9, "keep": "best"})
+    rows = [{"epoch": n, "val/accuracy": 1.0 - n / 9, "val/loss": 0.1} for n in range(1, 5)]
+    writer.save({"history": rows[:2]})
+    assert "last.pt of epoch 2 could not be written" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "checkpoints" / "last.pt")
+    writer.save({"history": rows[:3]})
+    assert load_checkpoint(tmp_path / "checkpoints" / "last.pt")["epoch"] == 3
+
+
 def test_the_last_save_on_a_full_disk_is_an_error_and_resuming_mends_it(
     disk, digits_config, monkeypatch, capsys
 ):
@@ -122,6 +152,17 @@ def test_a_disk_that_fills_up_after_the_training_is_one_line_too(
         exercise_1_1.main(digits_config | {"resume": str(folder)})
     assert json.loads((folder / "results.json").read_text())["epochs"] == 1
     assert scalars(folder) == expected_scalars(folder)
+
+
+def test_a_last_save_of_one_of_several_seeds_names_the_folder_of_all(tmp_path):
+    for folder in (tmp_path, tmp_path / "seed_0"):
+        (folder / "checkpoints" / "last.pt" / "in the way").mkdir(parents=True)
+    state = {"history": [{"epoch": 1, "val/accuracy": 0.5, "val/loss": 1.0}]}
+    config = {"checkpoint_every": 1, "epochs": 1}
+    for named in (tmp_path / "seed_0", tmp_path):
+        with pytest.raises(ValueError, match=re.escape(f"--resume {named} repeats")):
+            CheckpointWriter(tmp_path / "seed_0", config).save(state)
+        (tmp_path / "config.json").write_text("{}")
 
 
 def test_of_several_seeds_it_is_their_folder_that_goes_on(digits_config, monkeypatch, capsys):

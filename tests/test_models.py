@@ -10,6 +10,8 @@ from torch import nn
 import exercise_1_2
 import exercise_1_3
 import exercise_2_3
+import models
+from config import complete_config, merge
 from models import (
     CNN,
     MLP,
@@ -43,11 +45,57 @@ def test_skip_mlp_with_zeroed_blocks_is_its_first_and_last_layer():
     torch.testing.assert_close(model(images), model.last(model.first(images.flatten(1))))
 
 
+class Scheduled(MLP):
+    """Computes with numbers while it is made, which a network without values cannot."""
+
+    def __init__(self, layer_sizes):
+        super().__init__(layer_sizes)
+        self.rates = [rate.item() for rate in torch.linspace(0, 0.2, 3)]
+
+
+class Broken(MLP):
+    def __init__(self, layer_sizes):
+        super().__init__(layer_sizes)
+        torch.zeros(2, 3) @ torch.zeros(4, 5)
+
+
+def test_what_goes_wrong_in_a_network_is_not_said_to_be_the_memory(monkeypatch):
+    config = {"dataset": "digits", "model": {"kind": "mlp", "layers": [64, 10]}}
+    monkeypatch.setitem(models.MODELS, "mlp", Scheduled)
+    assert build_model(config).rates == pytest.approx([0.0, 0.1, 0.2])
+    monkeypatch.setitem(models.MODELS, "mlp", Broken)
+    with pytest.raises(RuntimeError, match=r"cannot be multiplied|same reduction dim"):
+        build_model(config)
+
+
 def test_the_mlp_is_linear_layers_with_relu_between_them():
     model = MLP([12, 5, 3])
     first, last = model.layers[0], model.layers[2]
     images = torch.randn(4, 3, 2, 2)
     torch.testing.assert_close(model(images), last(first(images.flatten(1)).relu()))
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        ({"kind": "mpl", "layers": [1, 2]}, r"model\.kind .*mpl.*mlp"),
+        ({"kind": "mlp", "layers": []}, r"model\.layers"),
+        ({"kind": "mlp"}, r"model\.layers is missing"),
+        ({"kind": "cnn", "layers": [4], "drop_out": 0.5}, r"model\.drop_out .*dropout"),
+    ],
+)
+def test_a_setting_of_a_model_that_is_not_known_is_named(model, named):
+    with pytest.raises(ValueError, match=named):
+        build_model({"dataset": "digits", "seed": 0, "model": model})
+
+
+@pytest.mark.parametrize(
+    ("script", "preset"),
+    [(script, preset) for script in (exercise_1_3, exercise_2_3) for preset in script.presets],
+)
+def test_the_network_of_every_preset_can_be_made(script, preset):
+    with torch.device("meta"):
+        build_model(complete_config(merge(script.config, script.presets[preset])))
 
 
 def test_the_reference_mlp_has_55050_parameters_and_the_table_says_so():

@@ -226,6 +226,13 @@ def test_what_is_not_square_is_squashed_cropped_or_padded(tmp_path):
     assert read["pad"][[0, 3]].max() == 0 < read["pad"][1:3].max()
 
 
+def test_images_on_the_disk_are_chosen_in_the_order_asked_for():
+    images = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1)
+    some = MappedImages(images).subset(torch.tensor([4, 1, 3]))
+    assert some[:].flatten().tolist() == [4, 1, 3]
+    assert some.subset([2, 0])[:].flatten().tolist() == [3, 4]
+
+
 @pytest.mark.parametrize(("memory", "kind"), [(400, torch.Tensor), (399, MappedImages)])
 def test_images_of_more_than_a_quarter_of_the_memory_are_left_on_the_disk(
     monkeypatch, memory, kind

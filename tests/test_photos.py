@@ -139,6 +139,14 @@ def test_a_network_of_upright_images_gets_upright_ones(tmp_path, checkpoint):
     assert torch.equal(upright.images, deskew(leaning.images))
 
 
+def test_a_link_to_itself_is_named_and_left_out(tmp_path, checkpoint, capsys):
+    folder = write_photos(tmp_path / "photos")
+    (folder / "loop.png").symlink_to("loop.png")
+    explain(checkpoint(), folder, out=str(folder / "out"))
+    assert "loop.png" in capsys.readouterr().err
+    assert len(np.load(folder / "out" / "maps.npy")) == 5
+
+
 def test_a_folder_that_cannot_be_written_is_named_with_the_flag(tmp_path, checkpoint, capsys):
     photos = write_photos(tmp_path / "photos")
     with pytest.raises(SystemExit):
@@ -219,16 +227,24 @@ def test_maps_are_not_laid_among_the_files_of_a_run(tmp_path, checkpoint, capsys
         explain(checkpoint(), tmp_path / "a.png", out=str(tmp_path / "run"))
     assert "has a manifest.json that is not of maps: name a new folder" in capsys.readouterr().err
     assert (tmp_path / "run" / "manifest.json").read_text() == "{}"
+    with pytest.raises(SystemExit):  # among the pictures themselves
+        explain(checkpoint(), tmp_path / "a.png", out=str(tmp_path))
+    assert "that is not of maps" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        explain(checkpoint(), tmp_path / "a.png", out="")
+    assert "--out is empty" in capsys.readouterr().err
+    assert not (tmp_path / "maps.npy").exists() and not Path("maps.npy").exists()
     (tmp_path / "maps").mkdir()
     (tmp_path / "maps" / "0000_a.png").touch()  # of a call that was stopped while it drew
     for _ in range(2):  # over maps it draws again
         explain(checkpoint(), tmp_path / "a.png", out=str(tmp_path / "maps"))
 
 
-def test_sixteen_bits_with_a_grey_that_is_transparent_are_read_as_without(tmp_path):
+def test_of_sixteen_bits_the_grey_that_is_transparent_is_black(tmp_path):
     ramp = Image.fromarray((np.arange(256, dtype=np.uint16) * 257).reshape(16, 16))
     ramp.save(tmp_path / "plain.png")
-    ramp.save(tmp_path / "transparent.png", transparency=5)
+    ramp.save(tmp_path / "transparent.png", transparency=200 * 257)
     config = {"image_size": 16, "resize": "squash"}
     plain, other = (read_image(tmp_path / f"{n}.png", config) for n in ("plain", "transparent"))
-    assert np.array_equal(plain, other) and plain.mean() == pytest.approx(127.5)
+    assert plain.mean() == pytest.approx(127.5)
+    assert np.array_equal(other, np.where(plain == 200, 0, plain))

@@ -4,6 +4,7 @@ import json
 import platform
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,26 +157,6 @@ def test_a_gpu_that_only_emulates_bfloat16_trains_in_float32_unless_told(monkeyp
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     for precision, expected in (("auto", native), ("bfloat16", True), ("float32", False)):
         assert uses_bfloat16({"precision": precision}, torch.device("cuda")) == expected
-
-
-def test_one_cycle_and_cosine_are_those_of_torch():
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
-    one_cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=0.5, total_steps=50, cycle_momentum=False
-    )
-    for step in range(50):
-        expected = optimizer.param_groups[0]["lr"]
-        assert 0.5 * schedule_factor("one_cycle", step, 50) == pytest.approx(expected)
-        optimizer.step()
-        if step < 49:
-            one_cycle.step()
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50)
-    for step in range(50):
-        expected = optimizer.param_groups[0]["lr"]
-        assert 0.5 * schedule_factor("cosine", step, 50) == pytest.approx(expected, abs=1e-9)
-        optimizer.step()
-        cosine.step()
 
 
 def test_warm_up_climbs_to_the_learning_rate():
@@ -367,6 +348,28 @@ def test_weights_that_are_not_finite_are_told_apart_from_a_loss_that_is_not(digi
     next(model.parameters()).data[0] = torch.inf
     with pytest.raises(ValueError, match=r"^weights are no longer finite after epoch 3"):
         check_finite(torch.ones(2), model, 3, schedule)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "changes", "told"),
+    [
+        (5, {}, "by 5 numbers, digits has 10 classes"),
+        (10, {"seeds": [0, 1]}, r"seeds \[0, 1\]: one network is trained here"),
+        (10, {"labels": 1}, "labels from 1 to 10: 10 classes are numbered from 0 to 9"),
+        (10, {"held out": 0}, "no image is held out for validation"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(
+    digits_config, outputs, changes, told
+):
+    train_set, val_set, _ = load_datasets(digits_config)
+    train_set = replace(train_set, labels=train_set.labels + changes.get("labels", 0))
+    val_set = val_set.subset(slice(changes.get("held out", None)))
+    config = digits_config | {"seeds": changes.get("seeds", [])}
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, outputs))
+    with pytest.raises(ValueError, match=told):
+        train(network, train_set, val_set, config)
+    assert not Path(digits_config["run_dir"]).exists()
 
 
 def test_a_learning_rate_far_too_high_is_named(digits_config):
