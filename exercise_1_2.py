@@ -1,6 +1,6 @@
 """Exercise 1.2: what do skip connections add to an MLP?
 
-    python exercise_1_2.py                      # 50 epochs, 55 s on 2 cores
+    python exercise_1_2.py                      # 50 epochs, a minute on 2 cores
     python exercise_1_2.py --dataset digits     # no download, 5 s
     python exercise_1_2.py --dataset cifar10    # where it stalls at every second picture
     python exercise_1_2.py --seeds 0 1 2 3 4    # mean and standard deviation

@@ -108,7 +108,7 @@ def render(page):
         wilson=wilson,
         depth=depth,
         imagenet=tell_imagenet(
-            benchmarks["scale"]["photos"], *(runs[f"exercise_2_3-{n}"].runs[0] for n in NETWORKS)
+            benchmarks["scale"]["photos"], *(runs[f"exercise_2_3-{n}"].runs for n in NETWORKS)
         ),
         **tell_depth(depth["mlp"]),
         cnn=tell_depth(depth["cnn"]),
@@ -192,6 +192,7 @@ def tell_networks(experiments):
         networks.append(
             {"name": name, "accuracy": reached[run_dir], "answers": answers(study)}
             | {"painted": round(100 * painted), "six": study["six"]}
+            | {"sky": percent(study["parachutes"]["noise"]["sky alone"])}
             | {"sure": " to ".join(dict.fromkeys(sure))}
         )
     return networks
@@ -215,11 +216,13 @@ def tell_depth(study):
 
 
 def tell_stall(study):
-    """tell(arm, key): that of the last epoch in results/depth/stall, over its seeds."""
+    """tell(arm, key): that of the last epoch in results/depth/stall, or its highest, over its
+    seeds."""
     cells = study["cells"] if study else []
 
-    def tell(arm, key):
-        return share([c["history"][-1][key] for c in cells if c["config"]["arm"] == arm], 3)
+    def tell(arm, key, highest=False):
+        histories = [[row[key] for row in c["history"]] for c in cells if c["config"]["arm"] == arm]
+        return share([max(values) if highest else values[-1] for values in histories], 3)
 
     return tell
 
@@ -235,18 +238,19 @@ def tell_ingredients(study):
     rows = [
         {"name": name, "plain": plain, "mirrored": mirrored}
         | {"cost": paired(reached["nothing"][0], plain) if name != "nothing" else None}
+        | {"always": all(a > b for a, b in zip(reached["nothing"][0], plain, strict=True))}
         for name, (plain, mirrored) in reached.items()
     ]
     return sorted(rows, key=lambda row: -row["cost"]["mean"] if row["cost"] else -math.inf)
 
 
-def tell_imagenet(photos, run, on_gpu):
+def tell_imagenet(photos, runs, on_gpu):
     """What ImageNet-1k at 128 pixels would take at the measured rates: decoding on two cores, steps
     on one, or on a GPU."""
     images, bytes_each = 1_281_167, 3 * 128**2
-    rate = TRAINED_ON * run["epochs"] / run["seconds"]
+    rate = fmean(TRAINED_ON * run["epochs"] / run["seconds"] for run in runs)
     hours = images / rate / 3600
-    gpu_rate = WIDE_TRAINED_ON * on_gpu["epochs"] / on_gpu["seconds"]
+    gpu_rate = fmean(WIDE_TRAINED_ON * run["epochs"] / run["seconds"] for run in on_gpu)
     return {
         "gigabytes": images * bytes_each / 1e9,
         "decode_minutes": images / photos["images_a_second"] / 60,
