@@ -74,6 +74,15 @@ def test_a_file_of_something_else_is_damaged(name, content):
         read_run(folder)
 
 
+def test_a_run_that_trains_and_keeps_its_last_epoch_is_shown_at_that():
+    folder = make_run("best", 3)
+    table = (folder / "metrics.csv").read_text().replace("0.7", "0.4")  # the second is the best
+    for name, shown in (("best", ("0.6000", "2")), ("last", ("0.4000", "3"))):
+        run = make_run(name + "-kept", 3, keep=name)
+        (run / "metrics.csv").write_text(table)
+        assert reached(read_run(run))[:2] == shown
+
+
 @pytest.mark.figures
 def test_of_several_seeds_the_mean_is_drawn_in_its_band(monkeypatch):
     make_run("seeds", seeds=[0, 1])

@@ -1,6 +1,7 @@
 """What TensorBoard shows beside the curves, as its own reader reads it back."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,21 @@ def finished(tmp_path_factory):
     again = exercise_1_1.main(config | {"resume": str(folder)})
     assert again["test"]["loss"] == results["test"]["loss"]
     return folder, results, read(folder)
+
+
+@pytest.mark.parametrize("lost", ["[]", "[1]", "{}", "{"])
+def test_files_of_another_form_in_a_run_are_written_anew(finished, tmp_path, lost):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    for name in ("results.json", "manifest.json"):
+        (folder / name).write_text(lost)
+    results = exercise_1_1.main(finished[1]["config"] | {"resume": str(folder), "epochs": 3})
+    assert json.loads((folder / "results.json").read_text())["epochs"] == results["epochs"] == 3
+    (resumed,) = json.loads((folder / "manifest.json").read_text())["resumed"]
+    assert resumed["after_epoch"] == 2
+    (folder / "results.json").write_text(lost)
+    exercise_1_1.main(finished[1]["config"] | {"resume": str(folder), "epochs": 3})
+    assert json.loads((folder / "results.json").read_text())["epochs"] == 3
 
 
 def test_every_figure_is_there_once_and_as_it_was_drawn(finished):
