@@ -31,7 +31,7 @@ MARK = b"LAB01-sha256"
 def save_checkpoint(path: str | Path, state: dict) -> None:
     """Write `state` so that `path` holds either its old content or all of the new one.
 
-    The previous `last.pt` stays beside it as `previous.pt`.
+    The previous `last.pt` stays beside it as `previous.pt`. Raises OSError on a full disk, say.
     """
     _write(Path(path), _sealed(state))
 

@@ -63,7 +63,7 @@ class SkipMLP(nn.Module):
 
     The first and the last layer are Linear, every layer between them is a SkipBlock, whose shortcut
     carries the gradient past it, so that depth stops hurting. No ReLU stands outside the blocks:
-    with each f at zero the network is linear.
+    with each f at zero the network is linear. Raises ValueError without a hidden size.
     """
 
     def __init__(self, layer_sizes: Sequence[int], dropout: float = 0.0):

@@ -67,7 +67,8 @@ WHITENED_ON = 1000  # training images, evenly from all: they hold a million patc
 def train(
     model: nn.Module, train_set: ImageDataset, val_set: ImageDataset, config: dict
 ) -> tuple[list[float], list[float]]:
-    """Train `model` in place; return (validation accuracies, validation losses), a float an epoch.
+    """Train `model` in place; return (validation accuracies, validation losses in nats an image), a
+    float an epoch.
 
     Inside an @experiment it also leaves network, images and history, and the W&B run still open,
     for the end of the run (outcome.py).
@@ -76,7 +77,8 @@ def train(
     if it had never stopped. Leaves the weights of the epoch that config["keep"] names in the
     model, in eval mode. On SIGINT or SIGTERM it stops at the next batch and raises Stopped. Raises
     ValueError where the run folder is taken, where the checkpoint is of another config, where the
-    loss stops being finite, and where a batch does not fit in the memory.
+    network does not have one output a class, where the loss stops being finite, and where a batch
+    does not fit in the memory.
     """
     config = complete_config(config)
     if config["seeds"]:

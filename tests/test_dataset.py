@@ -181,10 +181,11 @@ def test_two_epochs_show_both_sides_of_every_image_and_the_next_two_again(plain)
     assert third == first != mirrored(1, seed=1)
 
 
-def smooth_images():
+def smooth_images(size=(36, 36)):
     """Noise without high frequencies, so that two bilinear samplers agree closely."""
-    noise = torch.rand(4, 3, 9, 9, generator=torch.Generator().manual_seed(0)) * 255
-    return F.interpolate(noise, (36, 36), mode="bicubic").round().clamp(0, 255)
+    cells = [side // 4 for side in size]
+    noise = torch.rand(4, 3, *cells, generator=torch.Generator().manual_seed(0)) * 255
+    return F.interpolate(noise, size, mode="bicubic").round().clamp(0, 255)
 
 
 @pytest.mark.parametrize(("key", "value"), [("rotate", 20.0), ("zoom", 0.2), ("shift", 3)])
@@ -220,6 +221,14 @@ def test_what_is_drawn_for_one_augmentation_says_nothing_of_another():
     x, y = (alone[:, :, 2] / spare).T  # the crop's place, -1 to 1
     drawn = torch.stack([angle, scale / area, area, x, y])
     assert (torch.corrcoef(drawn) - torch.eye(5)).abs().max() < 0.06
+
+
+def test_of_a_wide_picture_a_shift_is_of_whole_pixels_both_ways():
+    config = defaults | {"shift": 3}
+    warps, *_ = draw_augmentation(50, (24, 48), config, torch.Generator().manual_seed(0))
+    pixels = warps[:, :, 2] * torch.tensor([48, 24]) / 2
+    torch.testing.assert_close(pixels, pixels.round())
+    assert pixels.abs().amax(0).tolist() == pytest.approx([3.0, 3.0])
 
 
 def test_crops_are_of_every_share_of_the_area_and_inside_the_picture():
@@ -274,15 +283,16 @@ def test_a_crop_drawn_half_as_large_shows_the_same_part(plain):
     torch.testing.assert_close(small, F.avg_pool2d(large, 2), atol=0.01, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(36, 36), (36, 60)])
 @pytest.mark.parametrize(
     ("degrees", "scale", "shift"),
     [(15.0, 1.0, (0, 0)), (0.0, 1.25, (0, 0)), (0.0, 1.0, (3, -2)), (-20.0, 0.9, (0, 0))],
 )
-def test_the_warp_is_the_affine_transform_of_torchvision(degrees, scale, shift):
+def test_the_warp_is_the_affine_transform_of_torchvision(degrees, scale, shift, size):
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional as tv
 
-    pixels = smooth_images()
+    pixels = smooth_images(size)
     expected = tv.affine(
         pixels,
         angle=degrees,
@@ -291,9 +301,10 @@ def test_the_warp_is_the_affine_transform_of_torchvision(degrees, scale, shift):
         shear=[0.0, 0.0],
         interpolation=InterpolationMode.BILINEAR,
     )
-    moved = torch.tensor([shift]) * 2 / 36
-    angle = -torch.deg2rad(torch.tensor([degrees]))
-    maps = affine_maps(angle, torch.tensor([scale]), moved, torch.ones(1)).expand(4, 2, 3)
+    height, width = size
+    moved = torch.tensor([shift]) * 2 / torch.tensor([width, height])
+    angle, one = -torch.deg2rad(torch.tensor([degrees])), torch.ones(1)
+    maps = affine_maps(angle, torch.tensor([scale]), moved, one, height / width).expand(4, 2, 3)
     inner = (..., slice(9, -9), slice(9, -9))  # what enters at the edges differs: they fill with 0
     torch.testing.assert_close(warp(pixels, maps)[inner], expected[inner], atol=0.01, rtol=0)
 
