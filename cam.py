@@ -177,8 +177,8 @@ def cam(model: CNN | ResNet18, dataset: ImageDataset, config: dict) -> list[dict
     picture in manifest.json, and index.html; returns these rows. All pictures of a call share one
     colour scale. Where the boxes of the objects are known, the rows say what share of the positive
     evidence lies outside. config["cam"]["contrast"], "church,parachute" say, shows why the one and
-    not the other. Several processes share the work. Raises ValueError where run_dir is not named, and
-    for an image, a key or a class of the contrast that is not there.
+    not the other. Several processes share the work. Raises ValueError where run_dir is not named,
+    and for an image, a key or a class of the contrast that is not there.
     """
     if config["run_dir"] == "auto":
         raise ValueError("run_dir is auto, which names a folder in a run only: name one for cam")
