@@ -80,6 +80,11 @@ def told(gain):
     return f"{gain['mean']:.2f} ({gain['low']:.2f} to {gain['high']:.2f})"
 
 
+def best_within(experiment, epochs):
+    """Of every seed the highest validation accuracy of the first `epochs`."""
+    return [max(row["val/accuracy"] for row in rows[:epochs]) for rows in experiment.metrics]
+
+
 def load_json(name):
     path = RESULTS / name
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -120,6 +125,9 @@ def render(page):
         ingredients_settings=ingredients["cnn"] and ingredients["cnn"]["settings"],
         **tell_trust(load_json("trust/trust.json")),
         networks=tell_networks(runs),
+        early=best_within(
+            runs["exercise_1_3-default"], runs["exercise_1_3-default_seven_tenths"].epochs
+        ),
         **tell_speed(benchmarks),
     )
     text = re.sub(r"\n{3,}", "\n\n", re.sub(r" +\n", "\n", text))
