@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import compiled
 from compiled import (
@@ -42,12 +43,14 @@ def test_the_step_that_is_compiled_is_the_plain_step_with_every_setting(digits_c
     model, _, plain = parts_of(config)
     twin, twin_opt, _ = parts_of(config)
     states, group = prepare_state(twin_opt), twin_opt.param_groups[0]
-    traced, (beta1, beta2) = traceable_step(twin, group, config), group["betas"]
-    for count in range(1, 4):
+    beta1, beta2 = group["betas"]
+    scalars = [torch.tensor([group["lr"], 1 - beta1**n, 1 - beta2**n]) for n in (1, 2, 3)]
+    copies = torch.utils._pytree.tree_map(torch.clone, [*states, scalars[0], *batch()])
+    traced = make_fx(traceable_step(twin, group, config))(*copies)  # what is compiled from here on
+    for these in scalars:
         expected = plain(*batch())
-        scalars = torch.tensor([group["lr"], 1 - beta1**count, 1 - beta2**count])
         with torch.no_grad():
-            found = traced(*states, scalars, *batch())
+            found = traced(*states, these, *batch())
         torch.testing.assert_close(found, expected)
     for ours, theirs in zip(twin.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
