@@ -159,7 +159,7 @@ def fit_model(config, known=None):
 
 def is_of_memory(error):
     """Whether an error says that something does not fit in the memory."""
-    words = ("out of memory", "allocate", "enough memory", "overflow")
+    words = ("out of memory", "allocate", "enough memory", "calculation overflowed")
     told = any(word in str(error).lower() for word in words)
     return isinstance(error, MemoryError | OverflowError) or told
 
