@@ -43,12 +43,12 @@ class ImageDataset:
     name: str = "images"
 
     def __post_init__(self):
-        count, channels = self.images.shape[0], self.images.shape[1]
         if self.images.dtype != torch.uint8 or len(self.images.shape) != 4:
             raise ValueError(
                 f"{self.name}: images must be uint8 of (N, C, H, W), 0 to 255, got "
                 f"{self.images.dtype} of {tuple(self.images.shape)}"
             )
+        count, channels = self.images.shape[:2]
         if self.labels.dtype != torch.int64 or self.labels.shape != (count,):
             raise ValueError(
                 f"{self.name}: {count} images need as many labels, int64, got {self.labels.dtype} "

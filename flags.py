@@ -101,7 +101,7 @@ def parse_flags(base, presets, args):
     if unknown:
         raise ValueError(_unknown(unknown[0], base))
     for name in ("--seeds", "--cam.indices"):
-        if find_flag([*args, "--"], name) is None and _stands_in(args, name):
+        if find_flag(args, name) is None and _stands_in(args, name):
             raise ValueError(f"{name} needs numbers, with spaces between them: {name} 0 1 2")
     if (
         layers

@@ -174,7 +174,8 @@ def train_held(model, train_set, val_set, config, held):
 
 
 def settle(device, model, held):
-    """How torch computes on the device from here on; the ExitStack `held` takes it back."""
+    """How torch computes on the device from here on: memory and convolutions until the ExitStack
+    `held` ends, threads until `train` does."""
     if device.type == "cpu" and convolves(model):
         held.enter_context(freed_memory_kept())
     elif device.type == "cpu":

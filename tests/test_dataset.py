@@ -108,6 +108,7 @@ def test_deskewed_digits_stand_upright_in_all_three_sets(digits_config):
     [
         ({"images": torch.rand(5, 3, 8, 8)}, "images must be uint8"),
         ({"images": torch.zeros(5, 8, 8, dtype=torch.uint8)}, r"of \(N, C, H, W\)"),
+        ({"images": torch.zeros(5, dtype=torch.uint8)}, r"of \(N, C, H, W\)"),
         ({"labels": torch.zeros(5, dtype=torch.int32)}, "as many labels, int64, got torch.int32"),
         ({"labels": torch.zeros(4, dtype=torch.int64)}, "5 images need as many labels"),
         ({"mean": [0.5]}, "3 channels need as many means and deviations, got 1 and 3"),
