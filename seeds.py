@@ -6,7 +6,9 @@ Axis letters: S seeds, n images of a batch, K classes.
 import copy
 import math
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -26,7 +28,7 @@ from compiled import WORTH_IT, make_step
 from dataset import draw_epoch, load_datasets, prepare
 from devices import choose_device, keep_on
 from evaluate import as_metrics, evaluate
-from interruption import Stopped, stop_requests
+from interruption import stop_requests
 from models import MLP, SkipMLP, build_model
 from norms import Norms
 from optimisation import Schedule, make_optimizer
@@ -131,8 +133,8 @@ def train_seeds(configs):
     if workers == 1:
         return train_stack(configs)
     parts = [configs[first::workers] for first in range(workers)]
-    context, folder = multiprocessing.get_context("spawn"), Path(configs[0]["run_dir"]).parent
-    with stop_requests(folder) as check, ProcessPoolExecutor(workers, context) as pool:
+    folder = Path(configs[0]["run_dir"]).parent
+    with stop_requests(folder) as check, pool_of(workers) as pool:
         with interrupts_held():
             running = {pool.submit(train_stack, part, part is parts[0]) for part in parts}
         try:
@@ -150,6 +152,22 @@ def train_seeds(configs):
         finally:
             for child in multiprocessing.active_children() if running else ():
                 child.terminate()  # others end by themselves, and clean up
+
+
+def pool_of(workers):
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, initializer=end_with_parent)
+
+
+def end_with_parent():
+    """Ends this process when the one that started it is gone, however that ended: one of a pool
+    waits for work for ever, and holds its memory."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)  # the checkpoints on the disk are whole at every moment
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
@@ -210,8 +228,6 @@ def train_stack(configs, shows=True):
         progress = Progress(config["epochs"], members[0].steps, means, shows, of)
         held.callback(progress.close)
         for epoch in range(1, config["epochs"] + 1):
-            if (parent := multiprocessing.parent_process()) and not parent.is_alive():
-                raise Stopped(signal.SIGTERM, Path(config["run_dir"]).parent)
             stack.train()
             dealt = stacked_batches(joint, configs, epoch, device)
             losses, metrics = train_epoch(step, progress.watch(dealt, epoch, check), schedule)

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: stopped at the next batch, closed, and gone on with by what was printed."""
 
+import contextlib
 import csv
 import json
 import os
@@ -156,22 +157,45 @@ def test_another_thread_than_the_main_one_trains_and_catches_nothing(digits_conf
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
-@pytest.mark.parametrize("wait", [0.1, 1.5, 8.0])  # as they start, import, train
-def test_ctrl_c_reaches_all_processes_of_a_terminal_and_only_one_speaks(wait):
-    """Several seeds on two threads: a process and a stack each."""
+@contextlib.contextmanager
+def several_seeds(until):
+    """Several seeds on two threads, a process and a stack each, once a line starts with `until`."""
     command = [sys.executable, str(DATA.parent / "exercise_1_1.py"), *FLAGS]
     command += ["--epochs", "20000", "--seeds", "0", "1", "--run_dir", "several"]
     several = {"stdout": -1, "stderr": -1, "text": True, "start_new_session": True}
     threads = os.environ | {"OMP_NUM_THREADS": "2"}
     with subprocess.Popen(command, env=threads, **several) as process:
         for line in process.stdout:
-            if line.startswith("run folder"):
+            if line.startswith(until):
                 break
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+@pytest.mark.parametrize("wait", [0.1, 1.5, 8.0])  # as they start, import, train
+def test_ctrl_c_reaches_all_processes_of_a_terminal_and_only_one_speaks(wait):
+    with several_seeds("run folder") as process:
         time.sleep(wait)
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert printed_command(errors)[-2:] == ["--resume", "several"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+@pytest.mark.parametrize("how", ["killed", "terminated as by timeout"])
+def test_no_process_outlives_the_one_that_started_it(how):
+    """timeout signals the process, then its whole group: the first one twice, the others once."""
+    with several_seeds("epoch 2/") as process:
+        process.kill() if how == "killed" else process.terminate()
+        if how != "killed":
+            os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=20)  # ends when no process has the pipes any more
+    assert process.returncode < 0 or process.returncode == 143
