@@ -451,6 +451,8 @@ def test_a_gpu_that_is_named_is_the_one_that_all_is_made_on(monkeypatch):
         ({"avx2": True, "avx512_bf16": True}, "cnn", "auto", "bfloat16 may be faster"),
         ({"avx2": True, "avx512_bf16": True}, "cnn", "float32", None),
         ({"avx2": True, "avx512_bf16": True}, "mlp", "auto", None),
+        ({"avx2": True, "avx512_bf16": True}, "large mlp", "auto", "bfloat16 may be faster"),
+        ({"avx2": True}, "large mlp", "auto", None),
     ],
 )
 def test_who_trains_in_the_slower_precision_is_told(
@@ -460,6 +462,8 @@ def test_who_trains_in_the_slower_precision_is_told(
     config = digits_config | {"precision": precision}
     if kind == "cnn":
         config |= {"model": {"kind": "cnn", "layers": [4]}}
+    elif kind == "large mlp":
+        config |= {"model": {"kind": "mlp", "layers": [64, 1000, 1000, 10]}}
     config = complete_config(config)
     train_set, val_set, _ = load_datasets(config)
     few = (train_set.subset(slice(64)), val_set.subset(slice(32)))
