@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -219,49 +220,53 @@ def adam_update(parameter, gradient, average, square, scalars, group, kind):
 
 def load_or_compile(model, group, states, scalars, images, labels, config):
     """The compiled step, as a function of a list of tensors, from the cache where it is there."""
-    path = CACHE / f"step-{cache_key(model, group, images, config)}.pt2"
+    arguments = (*states, scalars, images, labels)
+    graph = trace(traceable_step(model, group, config), arguments)
+    path = CACHE / f"step-{cache_key(graph, arguments)}.pt2"
     if path.is_file():
         with contextlib.suppress(RuntimeError):  # one that is damaged is compiled anew
             return load(path)
     print("compiling the training step, once: about 15 s", file=sys.stderr, flush=True)
-    step = traceable_step(model, group, config)
-    compile_ahead(step, (*states, scalars, images, labels), path)
+    compile_ahead(graph, arguments, path)
     return load(path)
+
+
+def trace(step, arguments):
+    """Every operation of `step` as a graph, wherever it is written; leaves the arguments alone."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    copies = torch.utils._pytree.tree_map(torch.clone, arguments)  # tracing runs the step once
+    with torch.random.fork_rng(devices=[]):
+        graph = make_fx(step)(*copies)
+    turn_gradients(graph)
+    return graph
 
 
 def load(path):
     return torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1).boxed_run
 
 
-def cache_key(model, group, images, config):
-    """What the compiled code depends on: network, batch, optimizer, versions, processor, source."""
-    parts = [{key: config[key] for key in ("model", "optimizer", "label_smoothing")}]
-    parts += [group[key] for key in ("betas", "eps", "weight_decay")]
-    parts += [list(images.shape), str(model), torch.__version__]
-    parts += [torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+def cache_key(graph, arguments):
+    """What the compiled code depends on: operations, their constants, shapes, versions, processor.
+
+    The source of the step is not asked: a loss or a network may be changed in any file.
+    """
+    parts = [graph.code, [list(t.shape) for t in torch.utils._pytree.tree_leaves(arguments)]]
+    parts += [torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()]
     parts += [dict(torch.cpu.get_capabilities())]  # the compiler takes all instructions there are
-    sources = b"".join(Path(__file__).with_name(name).read_bytes() for name in SOURCES)
-    return hashlib.sha256(json.dumps(parts).encode() + sources).hexdigest()[:16]
+    nodes = graph.graph.find_nodes(op="get_attr")
+    constants = b"".join(attrgetter(node.target)(graph).numpy().tobytes() for node in nodes)
+    return hashlib.sha256(json.dumps(parts).encode() + constants).hexdigest()[:16]
 
 
-SOURCES = ("compiled.py", "models.py", "seeds.py", "steps.py")  # what is traced
-
-
-def compile_ahead(step, arguments, path):
-    """Trace `step`, compile it and move the finished package to `path`."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-
+def compile_ahead(graph, arguments, path):
+    """Compile the traced step and move the finished package to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger("torch.utils.cpp_extension").setLevel("ERROR")  # it misses CUDA aloud
     unfinished = path.with_name(f"{os.getpid()}-{path.name}")
-    copies = torch.utils._pytree.tree_map(torch.clone, arguments)  # tracing runs the step once
-    settings = {
-        "fallback_random": True,  # dropout draws what the plain step would
-    }
+    settings = {"fallback_random": True}  # dropout draws what the plain step would
     with torch.random.fork_rng(devices=[]):
-        graph = make_fx(step)(*copies)
-        turn_gradients(graph)
-        program = torch.export.export(graph, copies)
+        program = torch.export.export(graph, arguments)
         torch._inductor.aoti_compile_and_package(
             program, package_path=str(unfinished), inductor_configs=settings
         )

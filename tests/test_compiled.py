@@ -2,22 +2,24 @@
 
 import contextlib
 import copy
+from functools import partial
 
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
 import compiled
 from compiled import (
     GraphedStep,
+    cache_key,
     choose_compiled,
     make_step,
     prepare_state,
+    trace,
     traceable_step,
     unchanged,
 )
 from config import complete_config
-from models import build_model
+from models import MLP, build_model
 from optimisation import make_optimizer
 from steps import plain_step
 
@@ -45,8 +47,8 @@ def test_the_step_that_is_compiled_is_the_plain_step_with_every_setting(digits_c
     states, group = prepare_state(twin_opt), twin_opt.param_groups[0]
     beta1, beta2 = group["betas"]
     scalars = [torch.tensor([group["lr"], 1 - beta1**n, 1 - beta2**n]) for n in (1, 2, 3)]
-    copies = torch.utils._pytree.tree_map(torch.clone, [*states, scalars[0], *batch()])
-    traced = make_fx(traceable_step(twin, group, config))(*copies)  # what is compiled from here on
+    step = traceable_step(twin, group, config)
+    traced = trace(step, (*states, scalars[0], *batch()))  # what is compiled from here on
     for these in scalars:
         expected = plain(*batch())
         with torch.no_grad():
@@ -54,6 +56,35 @@ def test_the_step_that_is_compiled_is_the_plain_step_with_every_setting(digits_c
         torch.testing.assert_close(found, expected)
     for ours, theirs in zip(twin.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def key_of(config, size=16):
+    """What the step of this config is kept under."""
+    model, optimizer, _ = parts_of(config)
+    step = traceable_step(model, optimizer.param_groups[0], complete_config(config))
+    arguments = (*prepare_state(optimizer), torch.ones(3), *batch(size))
+    return cache_key(trace(step, arguments), arguments)
+
+
+def test_a_step_that_was_compiled_for_another_loss_or_network_is_not_taken(
+    digits_config, monkeypatch
+):
+    config = digits_config | {"optimizer": "adamw"}
+    key, keys = key_of(config), [key_of(config, 8)]
+    assert key_of(config | {"lr": 0.5, "seed": 1, "epochs": 9}) == key
+    for change in ({"label_smoothing": 0.1}, {"weight_decay": 0.1}, {"optimizer": "adam"}):
+        keys.append(key_of(config | change))
+    with monkeypatch.context() as patch:
+        patch.setattr(MLP, "forward", lambda self, images: self.layers(images.flatten(1)).sin())
+        keys.append(key_of(config))
+    for weight in (0.5, 0.25):
+        weights = torch.full((16,), weight)  # a constant of the graph
+        loss = partial(torch.nn.functional.cross_entropy, reduction="none")
+        monkeypatch.setattr(
+            compiled, "mean_losses", lambda x, y, _, w=weights, loss=loss: (w * loss(x, y)).mean()
+        )
+        keys.append(key_of(config))
+    assert len({key, *keys}) == 8
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no header\nin 30 lines"), AssertionError()])

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import compiled
 import exercise_1_1
 import exercise_1_3
 import experiment
@@ -44,10 +43,6 @@ def test_a_stack_computes_what_its_networks_compute(digits_config):
     images = torch.randn(3, 5, 1, 8, 8)
     expected = torch.stack([model(x) for model, x in zip(models, images, strict=True)])
     torch.testing.assert_close(Stack(models)(images), expected)
-
-
-def test_a_step_that_was_compiled_before_another_loss_is_not_taken():
-    assert "steps.py" in compiled.SOURCES
 
 
 def test_the_losses_of_a_stack_are_those_of_its_batches_for_labels_and_for_probabilities():
