@@ -22,7 +22,7 @@ import torch
 
 from checks import first_line
 from distributed import world
-from steps import mean_losses
+from loss import mean_losses
 
 CACHE = Path("runs") / ".compiled"
 # steps from which on it pays: compiling takes 15 s once, capturing a graph less than one

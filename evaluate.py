@@ -16,7 +16,6 @@ from typing import Literal
 import torch
 import tyro
 from torch import nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from checkpoint import data_dir_of, find_checkpoint, load_trained
@@ -24,6 +23,7 @@ from dataset import ImageDataset, load_as_trained
 from devices import choose_device, freed_memory_kept, keep_on
 from distributed import first_only, joined, rank, summed, world
 from exits import exit_cleanly, exit_together, read_flags
+from loss import mean_losses
 from models import convolves, evaluating
 from summary import wilson
 from tracking import check_same_data
@@ -34,7 +34,7 @@ PATIENCE = 3  # seconds of judging without a word
 
 @torch.no_grad()
 def evaluate(model: nn.Module, dataset: ImageDataset, batch_size: int | None = None) -> dict:
-    """{"loss": mean cross-entropy per image, "accuracy": share in [0, 1], "confusion": (K, K)}.
+    """{"loss": mean loss per image (loss.py), "accuracy": share in [0, 1], "confusion": (K, K)}.
 
     Rows of the confusion matrix (int64, on the CPU) are true classes, columns predicted ones. Runs
     in eval mode on the model's device, and leaves the model in the mode it found. Of several
@@ -54,7 +54,7 @@ def evaluate(model: nn.Module, dataset: ImageDataset, batch_size: int | None = N
     with evaluating(model), freed_memory_kept() if convolves(model) else nullcontext():
         for logits, labels in predict(model, dataset, first, last, batch_size):
             check_outputs(logits, dataset)
-            loss += F.cross_entropy(logits, labels, reduction="sum")
+            loss += len(labels) * mean_losses(logits, labels)
             pairs = labels * num_classes + logits.argmax(1)
             confusion += torch.bincount(pairs, minlength=num_classes**2)
     summed(loss, confusion)

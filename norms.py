@@ -3,9 +3,9 @@
 import math
 
 import torch
-from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 
+from loss import mean_losses
 from models import evaluating
 
 IMAGES = 64  # that the gradient is taken of
@@ -40,7 +40,7 @@ class Norms:
 
     def _gradients(self):
         with evaluating(self.model):
-            loss = F.cross_entropy(self.model(self.images).float(), self.labels)
+            loss = mean_losses(self.model(self.images).float(), self.labels)
         parameters = [p for own in self.layers.values() for p in own]
         gradients = iter(torch.autograd.grad(loss, parameters))  # .grad is left to the optimizer
         return [[next(gradients) for _ in own] for own in self.layers.values()]

@@ -29,13 +29,13 @@ from dataset import draw_epoch, load_datasets, prepare
 from devices import choose_device, keep_on
 from evaluate import as_metrics, evaluate
 from interruption import stop_requests
+from loss import mean_losses
 from models import MLP, SkipMLP, build_model
 from norms import Norms
 from optimisation import Schedule, make_optimizer
 from progress import Progress
 from steps import (
     check_finite,
-    mean_losses,
     not_finite,
     threads_restored,
     train_epoch,

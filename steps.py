@@ -4,12 +4,10 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from functools import partial
 
 import torch
-from torch.func import vmap
-from torch.nn import functional as F
 
+from loss import mean_losses
 from models import convolves, count_parameters
 
 LARGE = 1_000_000  # parameters: an MLP of 1.3 million takes less than half as long in bfloat16
@@ -36,14 +34,6 @@ def plain_step(model, optimizer, config, teacher=None):
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
     return step
-
-
-def mean_losses(logits, targets, label_smoothing):
-    """The loss that every step goes down, plain, compiled or of a stack: mean cross-entropy of a
-    batch (n, K), in nats; of a stack of batches (S, n, K) one a seed, (S,). The targets are labels,
-    or probabilities of the shape of the logits."""
-    loss = partial(F.cross_entropy, label_smoothing=label_smoothing)
-    return vmap(loss)(logits, targets) if logits.ndim == 3 else loss(logits, targets)
 
 
 def not_finite(loss):

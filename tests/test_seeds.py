@@ -12,10 +12,10 @@ import exercise_1_1
 import exercise_1_3
 import experiment
 import seeds
-import steps
 from checkpoint import load_checkpoint
 from config import complete_config
 from dataset import ImageDataset, load_datasets
+from loss import mean_losses
 from models import build_model
 from optimisation import make_optimizer
 from seeds import Stack, train_seeds
@@ -48,8 +48,8 @@ def test_a_stack_computes_what_its_networks_compute(digits_config):
 def test_the_losses_of_a_stack_are_those_of_its_batches_for_labels_and_for_probabilities():
     logits, labels = torch.randn(3, 5, 4), torch.randint(4, (3, 5))
     for targets in (labels, torch.rand(3, 5, 4).softmax(2)):
-        expected = [steps.mean_losses(*one, 0.1) for one in zip(logits, targets, strict=True)]
-        found = steps.mean_losses(logits, targets, 0.1)
+        expected = [mean_losses(*one, 0.1) for one in zip(logits, targets, strict=True)]
+        found = mean_losses(logits, targets, 0.1)
         torch.testing.assert_close(found, torch.stack(expected))
 
 
