@@ -3,6 +3,7 @@
 Imports nothing heavy.
 """
 
+import contextlib
 import copy
 import json
 import os
@@ -238,7 +239,8 @@ def refuse(error):
     if rank():
         time.sleep(10 + rank() / 4)
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
-    print(f"error: {line}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody may read, or the disk be full
+        print(f"error: {line}", file=sys.stderr, flush=True)
     raise SystemExit(2) from None
 
 

@@ -1,6 +1,8 @@
 """How a script that is run by its name ends: one line for what went wrong, and an exit code."""
 
+import contextlib
 import functools
+import os
 import sys
 
 from checks import only_draws
@@ -17,6 +19,7 @@ def exit_cleanly(main):
 
     @functools.wraps(main)
     def wrapped(config):
+        sys.stdout, sys.stderr = sys.stdout or nowhere(), sys.stderr or nowhere()
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a class or a folder that a code page cannot name
                 stream.reconfigure(errors="backslashreplace")
@@ -71,6 +74,12 @@ def exit_together(main):
     return wrapped
 
 
+def nowhere():
+    """What stands for a stream that was closed (2>&-)."""
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123
+
+
 @first_only
 def say(text):
-    print(text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the exit code says it, too
+        print(text, file=sys.stderr, flush=True)

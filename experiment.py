@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import json
 import os
 import shutil
 import time
@@ -22,7 +23,7 @@ from distributed import alone, first_only, from_first, joined, rank, wait, world
 from ending import log_results
 from exits import exit_cleanly, exit_together
 from files import write_json
-from interruption import Stopped
+from interruption import Stopped, end_with_parent
 from models import build_model, count_parameters
 from outcome import kept_of, remembered
 from plots import draw_seeds, read_metrics
@@ -30,7 +31,7 @@ from progress import announce, layer_table
 from seeds import can_stack, fit_together, train_seeds
 from summary import result_block, seeds_block
 from teacher import check_teachers
-from tracking import open_run
+from tracking import only_writer, open_run
 
 
 def experiment(function):
@@ -57,6 +58,7 @@ def together(config):
     """Inside, the processes of torchrun can talk to each other; one alone has nobody to talk to."""
     if world() == 1:
         return contextlib.nullcontext()
+    end_with_parent()  # torchrun may be killed
     return joined(choose_device(merge(defaults, config)["device"]))
 
 
@@ -74,10 +76,23 @@ def name_run(config, name, own):
         started = (Path(folder) / "config.json").is_file()
         config |= {"run_dir": folder, "resume": folder if started else "none"}
     config = complete_config(config, name, own)
+    if config["resume"] != "none":
+        check_exercise(config["resume"], name)
     if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and not named:
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(config["run_dir"], encoding="utf-8")
     return config
+
+
+def check_exercise(folder, name):
+    """Raise ValueError where the run in `folder` is that of another exercise, as far as it says."""
+    for path in (Path(folder, "results.json"), Path(folder, "manifest.json")):
+        about = {}
+        with contextlib.suppress(OSError, ValueError):  # not there yet, or lost
+            about = json.loads(path.read_text(encoding="utf-8"))
+        begun = about.get("exercise", name) if isinstance(about, dict) else name
+        if begun != name:
+            raise ValueError(f"--resume {folder}: that run is of {begun}: resume it by {begun}.py")
 
 
 def run(function, name, config):
@@ -105,32 +120,39 @@ def run_seeds(function, name, config):
     """Run the exercise once a seed, in folders seed_<n>; return all results, mean and deviation."""
     folder = Path(config["run_dir"])
     from_first(check_teachers, config)
-    start = time.perf_counter()
-    singles = [
-        config
-        | {"seed": seed, "seeds": [], "run_dir": str(folder / f"seed_{seed}"), "resume": "none"}
-        for seed in config["seeds"]
-    ]
     if config["resume"] == "none":
         open_run(config)
     else:
         check_lengths(folder, config["epochs"])
-        with disk_errors_explained(folder, config):
-            first_only(add_seeds)(config)
-    runs, before = [], []
     try:
-        stacked = train_fresh(config, singles) if can_stack(config) else []
-        for single in singles:  # the images and the network of one seed are let go before the next
-            training = None
-            results, training = run_one(function, name, single, single in stacked, folder)
-            runs.append(results)
-            before += [] if single in stacked else [training.seconds_before]
+        with only_writer(folder):
+            if config["resume"] != "none":
+                with disk_errors_explained(folder, config):
+                    first_only(add_seeds)(config)
+            return run_seeds_in(folder, function, name, config)
     except Stopped as stop:
         raise Stopped(stop.signum, folder) from None
     except (ValueError, OSError):
         if config["resume"] == "none" and rank() == 0 and not any(folder.glob("seed_*")):
             shutil.rmtree(folder, ignore_errors=True)  # it ended before any training began
         raise
+
+
+def run_seeds_in(folder, function, name, config):
+    """`run_seeds` in its run folder, which is held."""
+    start = time.perf_counter()
+    singles = [
+        config
+        | {"seed": seed, "seeds": [], "run_dir": str(folder / f"seed_{seed}"), "resume": "none"}
+        for seed in config["seeds"]
+    ]
+    runs, before = [], []
+    stacked = train_fresh(config, singles) if can_stack(config) else []
+    for single in singles:  # the images and the network of one seed are let go before the next
+        training = None
+        results, training = run_one(function, name, single, single in stacked, folder)
+        runs.append(results)
+        before += [] if single in stacked else [training.seconds_before]
     longest_or_all = max if can_stack(config) else sum  # the seeds of a stack learn at once
     results = {
         "exercise": name,

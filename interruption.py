@@ -1,9 +1,11 @@
 """Stopping on a signal: at the next batch, with everything closed, and with its exit code."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
+import time
 
 from distributed import rank, world
 
@@ -33,9 +35,10 @@ def stop_requests(folder, agree=lambda signum, final: signum):
         if received and world() == 1:
             os._exit(128 + signum)
         received.append(signum)
-        if rank() == 0 and len(received) == 1:
+        if rank() == 0 and len(received) == 1 and not multiprocessing.parent_process():
             more = b"; once more ends at once" if world() == 1 else b""
-            os.write(2, b"\nstopping at the next batch" + more + b"\n")  # print may be busy
+            with contextlib.suppress(OSError):  # nobody may read, or the disk be full
+                os.write(2, b"\nstopping at the next batch" + more + b"\n")  # print may be busy
 
     def check(final=False):
         if signum := agree(received[0] if received else 0, final):
@@ -55,3 +58,20 @@ def stop_requests(folder, agree=lambda signum, final: signum):
         # of several processes those that stop do not listen again: a second Ctrl-C is on its way
         for signum, handler in before.items() if world() == 1 or not received else ():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+
+def end_with_parent():
+    """End this process when the one that started it is gone, however that ended.
+
+    A process of a pool waits for work for ever, one of torchrun trains on.
+    """
+    parent, number = multiprocessing.parent_process(), os.getppid()
+
+    def watch():
+        if parent:
+            parent.join()
+        while not parent and os.getppid() == number:
+            time.sleep(1)
+        os._exit(1)  # the checkpoints on the disk are whole at every moment
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -65,9 +65,14 @@ def leave_behind(**parts):
     return training is not None
 
 
+def running_exercise():
+    """The name of the exercise that runs in this process, "" without one."""
+    training = _current.get()
+    return training.exercise if training else ""
+
+
 def current_exercise(folder):
     """The exercise that runs, or the one whose name is among the parents of a run folder."""
     names = [parent.name for parent in folder.parents]
     found = [name for name in names if name.startswith("exercise_")]
-    training = _current.get()
-    return training.exercise if training else [*found, folder.parent.name][0]
+    return running_exercise() or [*found, folder.parent.name][0]

@@ -1,5 +1,6 @@
 """What a training prints: its layers before it starts, and how far it is."""
 
+import os
 import sys
 import time
 
@@ -22,7 +23,7 @@ class Progress:
         self.start, self.done = time.perf_counter(), len(history)
         self.bar = tqdm(
             total=epochs * steps, initial=len(history) * steps,
-            disable=None if shows else True, dynamic_ncols=True, file=sys.stderr,
+            disable=None if shows and has_width() else True, dynamic_ncols=True, file=sys.stderr,
             bar_format="{desc}{percentage:3.0f}% |{bar}| {remaining} left{postfix}",
         )  # fmt: skip
 
@@ -47,6 +48,14 @@ class Progress:
 
     def close(self):
         self.bar.close()
+
+
+def has_width():
+    """Whether a bar has room on stderr: some terminals say that they have no columns."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):  # no terminal, or a notebook's: tqdm knows what to do
+        return True
 
 
 def announce(device, table, folder):

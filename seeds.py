@@ -6,9 +6,7 @@ Axis letters: S seeds, n images of a batch, K classes.
 import copy
 import math
 import multiprocessing
-import os
 import signal
-import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -28,7 +26,7 @@ from compiled import WORTH_IT, make_step
 from dataset import draw_epoch, load_datasets, prepare
 from devices import choose_device, keep_on
 from evaluate import as_metrics, evaluate
-from interruption import stop_requests
+from interruption import end_with_parent, stop_requests
 from loss import mean_losses
 from models import MLP, SkipMLP, build_model
 from norms import Norms
@@ -145,9 +143,15 @@ def train_seeds(configs):
                 check()
         except BrokenProcessPool:
             check()  # a signal to all of them may have ended one
+            begun = any(folder.glob("seed_*"))  # else the folder will be removed
             raise ValueError(
-                f"a process that trained some of the seeds was killed; was the memory enough? "
-                f"--resume {folder} goes on"
+                "a process that trained some of the seeds "
+                + (
+                    f"was killed; was the memory enough? --resume {folder} goes on"
+                    if begun
+                    else "ended as it began: a script of your own calls main under "
+                    'if __name__ == "__main__", and is a file, or trains one seed at a time'
+                )
             ) from None
         finally:
             for child in multiprocessing.active_children() if running else ():
@@ -157,17 +161,6 @@ def train_seeds(configs):
 def pool_of(workers):
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, context, initializer=end_with_parent)
-
-
-def end_with_parent():
-    """Ends this process when the one that started it is gone, however that ended: one of a pool
-    waits for work for ever, and holds its memory."""
-
-    def watch():
-        multiprocessing.parent_process().join()
-        os._exit(1)  # the checkpoints on the disk are whole at every moment
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

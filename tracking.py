@@ -23,7 +23,7 @@ from distributed import first_only, rank, world
 from events import EventFile, chart_layout, config_text, hparams_start, last_step
 from files import write_json, write_whole
 from flags import program
-from outcome import leave_behind
+from outcome import leave_behind, running_exercise
 from wandb_sink import WandbSink
 
 
@@ -77,6 +77,9 @@ def only_writer(folder):
         raise ValueError(
             f"run folder {folder} cannot be written: {error.strerror or error}"
         ) from None
+    for left in folder.glob(".*.tmp"):  # what a process that was killed had half written
+        with contextlib.suppress(OSError):
+            left.unlink()
     try:
         yield
     finally:
@@ -111,6 +114,7 @@ def write_manifest(folder, config, sha256, device):
     """What it takes to repeat the run: command, commit, versions, device, threads, data."""
     data = {"dataset": config["dataset"], "data_sha256": sha256}
     about = {"started": datetime.now().astimezone().isoformat(timespec="seconds")}
+    about |= {"exercise": known} if (known := running_exercise()) else {}
     about |= describe_process(device) | data | {"resumed": []}
     write_json(folder / "manifest.json", about)
 

@@ -1,12 +1,15 @@
 """Full disks and damaged files: one clear line, and no run lost."""
 
 import errno
+import io
 import json
+import os
 import pathlib
 import random
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,8 @@ from evaluate import Flags, load_judged
 from events import EventFile, last_step
 from exits import exit_cleanly
 from models import build_model
+from progress import Progress
+from tracking import only_writer
 from training import train
 
 
@@ -319,3 +324,56 @@ def test_weights_of_another_network_are_refused_by_their_shapes(digits_config, c
         capsys, lambda _: train(other, *sets, resumed | {"model": wide})
     )
     assert path.read_bytes() == before
+
+
+def test_what_a_killed_process_had_half_written_goes_when_its_run_goes_on(tmp_path):
+    left, other = tmp_path / ".metrics.csv.123.tmp", tmp_path / "mine.tmp"
+    left.touch()
+    other.touch()
+    with only_writer(tmp_path), pytest.raises(ValueError, match="another process"):
+        left.touch()  # a process that writes has one for a moment
+        with only_writer(tmp_path):
+            pass
+    assert left.exists() and other.exists()  # whoever is refused removes nothing
+    with only_writer(tmp_path):
+        assert not left.exists() and other.exists()
+
+
+def test_without_a_stream_to_speak_on_a_run_goes_on(digits_config, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)  # as Python has it after 2>&-
+    monkeypatch.setattr(sys, "stdout", None)
+    results = exit_cleanly(exercise_1_1.main)(digits_config | {"epochs": 1})
+    assert results["epochs"] == 1
+
+
+def test_what_cannot_be_said_still_has_its_exit_code(monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fail(config):
+        raise ValueError("a mistake")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    with pytest.raises(SystemExit) as ended:
+        exit_cleanly(fail)({})
+    assert ended.value.code == 2
+
+
+def test_on_a_terminal_without_columns_there_is_a_line_an_epoch(monkeypatch, capsys):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+        def fileno(self):
+            return 2
+
+    row = {"epoch": 1, "train/loss": 0.5, "val/accuracy": 0.5, "val/loss": 0.5}
+    for columns, lines in ((0, 1), (80, 0)):
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        size = os.terminal_size((columns, 24))
+        monkeypatch.setattr(os, "get_terminal_size", lambda *_, size=size: size)
+        progress = Progress(2, 5, [])
+        progress.report([row])
+        progress.close()
+        assert capsys.readouterr().out.count("epoch 1/2") == lines

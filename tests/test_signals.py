@@ -157,11 +157,15 @@ def test_another_thread_than_the_main_one_trains_and_catches_nothing(digits_conf
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+SEVERAL = [sys.executable]  # seeds on two threads: a process and a stack each
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+
+
 @contextlib.contextmanager
-def several_seeds(until):
-    """Several seeds on two threads, a process and a stack each, once a line starts with `until`."""
-    command = [sys.executable, str(DATA.parent / "exercise_1_1.py"), *FLAGS]
-    command += ["--epochs", "20000", "--seeds", "0", "1", "--run_dir", "several"]
+def started(command, until, *flags):
+    """Exercise 1.1 as a group of processes, once a line starts with `until`."""
+    command = [*command, str(DATA.parent / "exercise_1_1.py"), *FLAGS, "--epochs", "20000"]
+    command += ["--run_dir", "several", *flags]
     several = {"stdout": -1, "stderr": -1, "text": True, "start_new_session": True}
     threads = os.environ | {"OMP_NUM_THREADS": "2"}
     with subprocess.Popen(command, env=threads, **several) as process:
@@ -179,7 +183,7 @@ def several_seeds(until):
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
 @pytest.mark.parametrize("wait", [0.1, 1.5, 8.0])  # as they start, import, train
 def test_ctrl_c_reaches_all_processes_of_a_terminal_and_only_one_speaks(wait):
-    with several_seeds("run folder") as process:
+    with started(SEVERAL, "run folder", "--seeds", "0", "1") as process:
         time.sleep(wait)
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=60)
@@ -193,9 +197,52 @@ def test_ctrl_c_reaches_all_processes_of_a_terminal_and_only_one_speaks(wait):
 @pytest.mark.parametrize("how", ["killed", "terminated as by timeout"])
 def test_no_process_outlives_the_one_that_started_it(how):
     """timeout signals the process, then its whole group: the first one twice, the others once."""
-    with several_seeds("epoch 2/") as process:
+    with started(SEVERAL, "epoch 2/", "--seeds", "0", "1") as process:
         process.kill() if how == "killed" else process.terminate()
         if how != "killed":
             os.killpg(process.pid, signal.SIGTERM)
-        process.communicate(timeout=20)  # ends when no process has the pipes any more
+        _, errors = process.communicate(timeout=20)  # ends when no process has the pipes any more
     assert process.returncode < 0 or process.returncode == 143
+    assert errors.count("stopping at the next batch") <= 1  # not a line a process
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+def test_the_processes_of_a_torchrun_that_is_killed_end_with_it():
+    with started(TORCHRUN, "epoch 2/") as process:
+        process.kill()
+        process.communicate(timeout=20)
+
+
+def test_a_signal_is_taken_also_where_nothing_can_be_said(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(interruption.os, "write", full)
+    with pytest.raises(interruption.Stopped), interruption.stop_requests("run") as check:
+        os.kill(os.getpid(), signal.SIGINT)
+        check()
+
+
+def test_seeds_are_not_added_to_a_run_that_trains(forks):
+    child = start_training(forks, *LONG, "--seeds", "0", "1", "--run_dir", "run")
+    before = Path("run/config.json").read_bytes()
+    more = forks.start("exercise_1_1.py", "--resume", "run", "--seeds", "0", "1", "2")
+    assert more.wait() == 2
+    assert "being written by another process" in more.err
+    assert Path("run/config.json").read_bytes() == before and not Path("run/seed_2").exists()
+    child.kill(signal.SIGTERM)
+    assert child.wait() == 143
+
+
+def test_the_run_of_another_exercise_is_not_gone_on_with(forks):
+    child = start_training(forks, *LONG, "--run_dir", "run")
+    child.kill(signal.SIGTERM)
+    assert child.wait() == 143
+    other = forks.start("exercise_1_2.py", "--resume", "run")
+    assert other.wait() == 2
+    assert "that run is of exercise_1_1: resume it by exercise_1_1.py" in other.err
+    done = forks.start("exercise_1_1.py", "--resume", "run", "--epochs", state_of("run")["epoch"])
+    assert done.wait() == 0, done.err
+    Path("run/manifest.json").unlink()  # results.json says it, too
+    assert forks.start("exercise_1_2.py", "--resume", "run").wait() == 2
