@@ -2,7 +2,7 @@
 
     python exercise_1_1.py                      # 50 epochs, 20 s on 2 cores
     python exercise_1_1.py --dataset digits     # no download, 5 s
-    python exercise_1_1.py --preset best        # the same 55,050 parameters, trained better
+    python exercise_1_1.py --preset best        # the same, trained better: 22 min for five seeds
     python exercise_1_1.py --preset wide        # 1.3 million parameters, elastic digits
     python exercise_1_1.py --seeds 0 1 2 3 4    # mean and standard deviation
 
@@ -25,7 +25,7 @@ config = defaults | {
     "model": {"kind": "mlp", "layers": [784, 64, 64, 10]},  # its ends follow the data set
     # optimisation
     "optimizer": "adam",
-    "lr": 1e-4,
+    "lr": 1e-4,  # above 0; "digits" has its own, in presets
     "batch_size": 64,
     "epochs": 50,
 }

@@ -2,7 +2,7 @@
 
     python exercise_1_2.py                      # 50 epochs, a minute on 2 cores
     python exercise_1_2.py --dataset digits     # no download, 5 s
-    python exercise_1_2.py --dataset cifar10    # where it stalls at every second picture
+    python exercise_1_2.py --dataset cifar10    # where it stalls near 50 %
     python exercise_1_2.py --seeds 0 1 2 3 4    # mean and standard deviation
 
 Five seeds on 2 cores of an AMD EPYC: test accuracy 0.9747 +- 0.0012, loss 0.088 +- 0.002.
@@ -27,7 +27,7 @@ config = defaults | {
     },
     # optimisation
     "optimizer": "adam",
-    "lr": 1e-4,
+    "lr": 1e-4,  # above 0; "digits" has its own, in presets
     "batch_size": 64,
     "epochs": 50,
 }

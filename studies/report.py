@@ -171,9 +171,12 @@ def tell_trust(trust):
 
 
 def named_on(pairs, background):
-    """Per cent of the objects on emptied pictures of the class `background` that are named."""
+    """The share of the objects on emptied pictures of the class `background` that are named, with
+    Wilson's interval over the objects, each of which is on one of them."""
     rows = [others[background] for others in pairs.values() if background in others]
-    return round(100 * sum(row["object"] for row in rows) / sum(row["count"] for row in rows))
+    hits, count = (sum(row[key] for row in rows) for key in ("object", "count"))
+    low, high = wilson(hits, count)
+    return {"mean": hits / count, "low": low, "high": high, "count": count}
 
 
 def negated(summary):
