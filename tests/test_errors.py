@@ -322,7 +322,7 @@ def test_a_network_of_another_kind_has_its_own_settings_alone(tmp_path, capsys):
     assert model_of("--resume", str(tmp_path)) == by_flag
 
 
-def test_a_run_is_gone_on_with_by_another_script_as_the_network_that_it_is(digits_config):
+def test_a_run_is_gone_on_with_as_the_network_that_it_is_and_by_its_own_script(digits_config):
     model = {"kind": "cnn", "layers": [4, 4]}
     exercise_1_3.main(exercise_1_3.config | digits_config | {"model": model})
     folder = digits_config["run_dir"]
@@ -330,8 +330,10 @@ def test_a_run_is_gone_on_with_by_another_script_as_the_network_that_it_is(digit
     assert resumed["model"].keys() == model.keys() | {"image_size", "in_channels", "num_classes"}
     longer = resumed | {"epochs": 2}
     with pytest.raises(ValueError, match=r"model.min_map None -> 8"):
-        exercise_2_3.main(longer | {"model": resumed["model"] | {"min_map": 8}})
-    assert exercise_2_3.main(longer)["epochs"] == 2
+        exercise_1_3.main(longer | {"model": resumed["model"] | {"min_map": 8}})
+    with pytest.raises(ValueError, match=r"that run is of exercise_1_3: resume it by exercise_1_3"):
+        exercise_2_3.main(longer)
+    assert exercise_1_3.main(longer)["epochs"] == 2
 
 
 def test_a_preset_called_like_a_data_set_comes_with_it_and_is_announced(capsys):
