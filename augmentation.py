@@ -18,7 +18,9 @@ def draw_augmentation(count, size, config, generator, mirrored=None):
     """
     height, width = size
     drawn = (config["crop_size"] or height, config["crop_size"] or width)
-    uniform = torch.rand(count, 8, generator=generator)  # all, and 4 is free: no key moves another
+    # columns: 0 rotate, 1 zoom, 2 and 3 shift, 5 the side of a crop, 6 and 7 its place; 4 is not
+    # read. All are drawn whatever the config uses, so that no key changes what another draws.
+    uniform = torch.rand(count, 8, generator=generator)
     signed = uniform * 2 - 1
     angle = torch.deg2rad(signed[:, 0] * config["rotate"])
     scale = 1 + signed[:, 1] * config["zoom"]

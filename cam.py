@@ -152,8 +152,8 @@ def one_each(classes, logits):
 def activate(model, dataset, indices, batch_size=None, **options):
     """The ClassActivation of `indices` of a data set, computed in batches, on the CPU.
 
-    `options` are those of generate_class_activation_map, but for a class of each image. Several
-    processes share the batches.
+    `options` are those of generate_class_activation_map; they hold for every batch alike, so that
+    `classes` is one class for all images, or None. Several processes share the batches.
     """
     model = fold_norms(model).to(memory_format=torch.channels_last)
     on_cpu = next(model.parameters()).device.type == "cpu"
@@ -182,6 +182,7 @@ def cam(model: CNN | ResNet18, dataset: ImageDataset, config: dict) -> list[dict
     """
     if config["run_dir"] == "auto":
         raise ValueError("run_dir is auto, which names a folder in a run only: name one for cam")
+    check_cam(dataset, config)
     indices = choose_images(dataset, config)
     contrast = find_contrast(config["cam"]["contrast"], dataset.classes)
     activation = activate(model, dataset, indices, contrast=contrast)
@@ -232,12 +233,9 @@ def find_contrast(names, classes):
     return classes.index(pair[0]), classes.index(pair[1])
 
 
-def choose_images(dataset, config):
-    """Indices: the named ones, or config["cam"]["per_class"] of every class, drawn by the seed.
-
-    0 takes all. Raises ValueError where an index or a class of the contrast is not there, or where
-    the file of the boxes is damaged.
-    """
+def check_cam(dataset, config):
+    """Raise ValueError where config["cam"] lacks a key, or names an image or a class that is not
+    there, and where the file of the boxes is damaged."""
     config = defaults | config
     if missing := sorted(CAM.keys() - config.get("cam", {}).keys()):
         raise ValueError(
@@ -246,13 +244,18 @@ def choose_images(dataset, config):
         )
     find_contrast(config["cam"]["contrast"], dataset.classes)
     find_boxes(dataset, config)
-    named, per_class = config["cam"]["indices"], config["cam"]["per_class"]
-    for index in named:
+    for index in config["cam"]["indices"]:
         if not 0 <= index < len(dataset):
             raise ValueError(
                 f"cam.indices: no image {index}; {dataset.name} has test images 0 to "
                 f"{len(dataset) - 1}"
             )
+
+
+def choose_images(dataset, config):
+    """Indices: the named ones, or config["cam"]["per_class"] of every class, drawn by the seed; 0
+    takes all."""
+    named, per_class = config["cam"]["indices"], config["cam"]["per_class"]
     if named:
         return list(named)
     chosen = []

@@ -140,10 +140,12 @@ def fit_model(config, known=None):
             f"model.layers {model['layers']} is too short for a {model['kind']}: it runs from the "
             f"values of an image to the classes, like --model.layers {fitting}"
         )
-    usual = [math.prod(entry[0]) for entry in DATASETS.values() if entry]
+    entries = [entry for entry in DATASETS.values() if entry]
+    usual = [math.prod(shape) for shape, _ in entries]
+    usual_classes = [classes for _, classes in entries]
     for position, needed, others, what in (
         (0, math.prod(shape), usual, f"the {' x '.join(map(str, shape))} values of an image"),
-        (-1, num_classes, [10], "the number of classes"),
+        (-1, num_classes, usual_classes, "the number of classes"),
     ):
         given = model["layers"][position]
         if given != needed and given not in others:

@@ -85,7 +85,8 @@ class ImageDataset:
 
     def normalise(self, images):
         """uint8 or float pixels in [0, 255] (n, C, H, W) -> float32, of mean 0 and deviation 1 over
-        the training images (less deviation where they were shrunk, whose pixels are means)."""
+        the training images. Those that `shrink` made smaller deviate less: `std` is that of the
+        images before, and one of their pixels is the mean of several."""
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1) * 255
         scale = 1 / (torch.tensor(self.std, device=images.device).view(-1, 1, 1) * 255)
         return images.to(torch.float32, copy=True).sub_(mean).mul_(scale)
@@ -110,7 +111,7 @@ def load_datasets(config: dict) -> tuple[ImageDataset, ImageDataset, ImageDatase
     config = defaults | config
     for key in ("dataset", *defaults):
         check_value(key, config.get(key), CONFIG[key])
-    data_shape(config)  # own pictures need a size
+    known = data_shape(config)  # own pictures need a size
     splits, classes, mean, std = in_turn(LOADERS[config["dataset"]], config)
     given = {
         split: ImageDataset(
@@ -119,6 +120,7 @@ def load_datasets(config: dict) -> tuple[ImageDataset, ImageDataset, ImageDatase
         )
         for split, (images, labels) in splits.items()
     }
+    check_known(given["train"], known, config)
     if "test" not in given:
         share, generator = config["val_fraction"], make_generator("test")
         given["train"], given["test"] = hold_out(given["train"], share, generator)
@@ -131,6 +133,19 @@ def load_datasets(config: dict) -> tuple[ImageDataset, ImageDataset, ImageDatase
     sets = given["train"], given["val"], given["test"]
     print(describe_sets(*sets))
     return sets
+
+
+def check_known(dataset, known, config):
+    """Raise ValueError where the images loaded are not `known`, as `data_shape` gives it: the
+    network is built to fit that."""
+    loaded = tuple(dataset.images.shape[1:]), len(dataset.classes)
+    if loaded != known and config["dataset"] != "image_folder":
+        both = (loaded, known)
+        found, said = (f"{' x '.join(map(str, shape))}, {count} classes" for shape, count in both)
+        raise ValueError(
+            f"{dataset.name}: the images are {found}, by its line in DATASETS of rules.py they "
+            f"would be {said}: correct the line, or what is in {config['data_dir']}"
+        )
 
 
 def load_as_trained(config, about, source):

@@ -172,15 +172,26 @@ def run_seeds_in(folder, function, name, config):
 
 
 def over_seeds(runs):
-    """{"mean", "std"} of what the runs of several seeds reached; of one there is no std."""
+    """{"mean", "std"} of what the runs of several seeds reached, of the test images every number
+    that all of them have; of one there is no std."""
+    usual = ["accuracy", "loss"]
+    added = [
+        metric
+        for metric in runs[0]["test"]
+        if metric not in usual and all(is_number(run["test"].get(metric)) for run in runs)
+    ]
     reached = {
         f"{split}_{metric}": [run[split][metric] for run in runs]
-        for split in ("val", "test")
-        for metric in ("accuracy", "loss")
+        for split, metrics in (("val", usual), ("test", usual + added))
+        for metric in metrics
     }
     mean = {key: fmean(values) for key, values in reached.items()}
     std = {key: stdev(v) if len(v) > 1 else None for key, v in reached.items()}
     return {"mean": mean, "std": std}
+
+
+def is_number(value):
+    return type(value) in (int, float)
 
 
 def check_lengths(folder, epochs):

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from cam import cam, check_maps, choose_images
+from cam import cam, check_cam, check_maps
 from checkpoint import data_dir_of, find_checkpoint, load_trained
 from config import EXPLAINED, defaults
 from dataset import data_sha256, load_as_trained
@@ -17,7 +17,7 @@ from tracking import check_same_data, known_sha256, open_run, write_manifest
 def explain(config):
     """The results of config["checkpoint"], judged and drawn on the data it was trained for."""
     model, config, (train_set, val_set, test_set), epoch = load_explained(config)
-    choose_images(test_set, config)
+    check_cam(test_set, config)
     device = next(model.parameters()).device
     sha256 = data_sha256(train_set)
     open_run(config, lambda folder: write_manifest(folder, config, sha256, device))

@@ -5,6 +5,7 @@ Axis letters: N images, C channels, H x W pixels, K classes, h x w the cells of 
 
 import contextlib
 import copy
+import inspect
 import math
 import pickle
 from collections.abc import Sequence
@@ -246,11 +247,11 @@ def build_model(config: dict, known: tuple | None = None) -> nn.Module:
     config = defaults | config
     check_model(config["model"])
     model = fit_model(config, known)
-    if model["kind"] in ("mlp", "skip_mlp"):
+    network = MODELS[model.pop("kind")]
+    if "layer_sizes" in inspect.signature(network).parameters:
         model["layer_sizes"] = model.pop("layers")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
-        network = MODELS[model.pop("kind")]
         sizes = {key: value for key, value in model.items() if key != "pretrained"}
         try:
             needed = 16 * count_before(network, sizes)  # with gradients and Adam's means

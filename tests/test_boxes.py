@@ -8,9 +8,10 @@ from PIL import Image
 import dataset
 import exercise_1_3
 import exercise_2_3
+import rules
 from boxes import FILE, PICTURES, box_mask, energy_inside, load_boxes
 from cache import read_image
-from cam import cam, choose_images
+from cam import cam, check_cam
 from models import CNN
 
 HEAD = "split,index,path,width,height,x0,y0,x1,y1"
@@ -120,6 +121,7 @@ def test_boxed_training_images_can_be_held_out(tmp_path, monkeypatch):
     split = images, torch.arange(40) % 2
     loaded = {"train": split, "test": split}, ["a", "b"], [0.5] * 3, [0.2] * 3
     monkeypatch.setitem(dataset.LOADERS, "imagenette", lambda config: loaded)
+    monkeypatch.setitem(rules.DATASETS, "imagenette", ((3, 8, 8), 2))
     changes = {"dataset": "imagenette", "data_dir": str(tmp_path)}
     for hold_out, left in ((False, 40), (True, 30)):
         changes |= {"hold_out_boxed": hold_out}
@@ -157,4 +159,4 @@ def test_a_damaged_file_of_boxes_ends_a_run_before_its_training(tmp_path):
     test_set = dataset.ImageDataset(images, torch.arange(2), *about)
     config = exercise_2_3.config | {"data_dir": str(tmp_path), "on_bad_image": "error", "seed": 0}
     with pytest.raises(ValueError, match=FILE):
-        choose_images(test_set, config | {"resize": "squash"})  # which comes before it
+        check_cam(test_set, config | {"resize": "squash"})  # which comes before it

@@ -13,6 +13,7 @@ from cam import (
     ClassActivation,
     activate,
     cam,
+    check_cam,
     choose_images,
     find_contrast,
     generate_class_activation_map,
@@ -430,6 +431,8 @@ def test_named_images_are_drawn_in_the_order_given_and_missing_ones_refused(
     config["cam"]["indices"] = [37]
     with pytest.raises(ValueError, match="no image 37"):
         cam(model, random_images, config)
+    with pytest.raises(ValueError, match="no image 37"):
+        check_cam(random_images, config)  # before a training
 
 
 def test_activations_of_many_batches_are_those_of_one(random_images):

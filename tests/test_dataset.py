@@ -12,6 +12,7 @@ from torch.nn import functional as F
 import exercise_1_1
 import exercise_1_3
 import exercise_2_3
+import rules
 from augmentation import affine_maps, cut_out, draw_augmentation, sampling_grid, warp
 from cache import read_image
 from config import defaults
@@ -41,6 +42,23 @@ def test_the_split_is_disjoint_complete_and_fixed_by_the_seed(digits_config):
     both = torch.cat([train.images, val.images]).flatten(1)
     other_both = torch.cat([s.images for s in sets[2][:2]]).flatten(1)
     assert sorted(map(tuple, both.tolist())) == sorted(map(tuple, other_both.tolist()))
+
+
+@pytest.mark.parametrize("entry", [((3, 8, 8), 10), ((1, 8, 9), 10), ((1, 8, 8), 2)])
+def test_a_data_set_that_is_not_as_its_line_says_is_refused(entry, monkeypatch, digits_config):
+    monkeypatch.setitem(rules.DATASETS, "digits", entry)
+    shape = " x ".join(map(str, entry[0]))
+    said = rf"digits: .* 1 x 8 x 8, 10 classes, .*rules\.py .* {shape}, {entry[1]} classes"
+    with pytest.raises(ValueError, match=said):
+        load_datasets(digits_config)
+
+
+def test_a_data_set_that_is_shrunk_is_as_its_line_says(monkeypatch, digits_config):
+    monkeypatch.setitem(rules.DATASETS, "digits", ((3, 8, 8), 10))
+    with pytest.raises(ValueError, match=r"are 1 x 4 x 4, .* would be 3 x 4 x 4"):
+        load_datasets(digits_config | {"image_size": 4})
+    monkeypatch.undo()
+    assert load_datasets(digits_config | {"image_size": 4})[0].images.shape[1:] == (1, 4, 4)
 
 
 def test_mean_and_std_are_those_of_all_training_images(digits_config):

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import exercise_1_1
 import exercise_1_2
 import exercise_1_3
 import exercise_2_3
 from checkpoint import load_checkpoint, save_checkpoint
+from experiment import over_seeds
 
 SMALL = {"dataset": "digits", "epochs": 2, "lr": 3e-3, "device": "cpu", "wandb_mode": "disabled"}
 SMALL_CNN = exercise_2_3.config["model"] | {"layers": [16, 16]}
@@ -75,6 +77,17 @@ def test_several_seeds_give_mean_and_deviation(tmp_path):
     assert [(run["config"]["seed"], run["epochs"]) for run in written["runs"]] == [(3, 2), (4, 2)]
     single = smoke(exercise_1_1, tmp_path / "single", seed=4)
     assert single["test"]["accuracy"] == accuracies[1]
+
+
+def test_mean_and_deviation_are_of_every_number_that_the_test_images_of_all_seeds_have():
+    judged = {"loss": 0.5, "accuracy": 0.9, "confusion": torch.eye(2)}
+    added = [{"sure": 0.6, "b": 1, "half": 0.1}, {"sure": 0.8, "b": 3}]
+    runs = [{"val": {"accuracy": 0.8, "loss": 1.0}, "test": judged | more} for more in added]
+    mean, std = over_seeds(runs).values()
+    usual = ["val_accuracy", "val_loss", "test_accuracy", "test_loss"]
+    assert list(mean) == list(std) == [*usual, "test_sure", "test_b"]
+    assert (mean["test_sure"], mean["test_b"]) == pytest.approx((0.7, 2))
+    assert std["test_b"] == pytest.approx(2**0.5)
 
 
 @pytest.mark.parametrize("model", [exercise_1_1.config["model"], SMALL_CNN])

@@ -11,7 +11,9 @@ import exercise_1_2
 import exercise_1_3
 import exercise_2_3
 import models
-from config import complete_config, merge
+import rules
+from checks import fit_model
+from config import complete_config, defaults, merge
 from models import (
     CNN,
     MLP,
@@ -87,6 +89,14 @@ def test_the_mlp_is_linear_layers_with_relu_between_them():
 def test_a_setting_of_a_model_that_is_not_known_is_named(model, named):
     with pytest.raises(ValueError, match=named):
         build_model({"dataset": "digits", "seed": 0, "model": model})
+
+
+def test_ends_written_for_another_known_data_set_follow_this_one(monkeypatch):
+    monkeypatch.setitem(rules.DATASETS, "parity", ((1, 5, 5), 2))
+    config = defaults | {"dataset": "digits", "model": {"kind": "mlp", "layers": [25, 8, 2]}}
+    assert fit_model(config)["layers"] == [64, 8, 10]
+    with pytest.raises(ValueError, match="the last size is 3"):
+        fit_model(config | {"model": {"kind": "mlp", "layers": [25, 8, 3]}})
 
 
 @pytest.mark.parametrize(
