@@ -15,6 +15,7 @@ from config import (
     check_unchanged,
     complete_config,
     defaults,
+    flatten,
     merge,
     read_run_config,
 )
@@ -47,7 +48,9 @@ def experiment(function):
     @functools.wraps(function)
     def main(config):
         with together(config):
-            config = from_first(name_run, config, name, function.__globals__.get("config", ()))
+            own, presets = (function.__globals__.get(key, {}) for key in ("config", "presets"))
+            config = from_first(name_run, config, name, own)
+            check_preset(config, presets)
             several = run_seeds if config["seeds"] else run
             return several(function, name, config)
 
@@ -82,6 +85,21 @@ def name_run(config, name, own):
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(config["run_dir"], encoding="utf-8")
     return config
+
+
+def check_preset(config, presets):
+    """Raise ValueError where the preset of a new run is unknown, or nothing of it is in the config:
+    parse_config lays it over the script's, a call of `main` does not."""
+    named, settings = config["preset"], flatten(presets.get(config["preset"], {}))
+    if named == "none" or config["resume"] != "none":
+        return
+    if named not in presets:
+        raise ValueError(f"preset {named!r} is none of this script's: {', '.join(presets)}")
+    if all(flatten(config).get(key) != value for key, value in settings.items()):
+        raise ValueError(
+            f"preset {named!r} is named, but nothing of it is in the config: give main "
+            f"merge(config, presets[{named!r}]), from config.py"
+        )
 
 
 def check_exercise(folder, name):

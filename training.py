@@ -124,10 +124,7 @@ def train_held(model, train_set, val_set, config, held):
     teacher = load_teacher(config, about, device)
     if resumed:
         check_same_teacher(teacher, left.get("teacher"), config)
-    taught_step = partial(plain_step, teacher=teacher)
-    plain = shared_step(taught_step, model, optimizer, config, len(train_set))
-    alike = example_batch(train_set, config)
-    step = make_step(plain, model, optimizer, *alike, schedule.total, config)
+    step = build_step(model, optimizer, train_set, teacher, schedule.total, config)
 
     # what the run leaves behind: its folder, checkpoints, and a row of numbers an epoch
 
@@ -205,6 +202,14 @@ def look_again(model, history, config):
     first_only(write_metrics)(folder, history)
     print(f"{folder} has its {len(history)} epochs: --epochs {2 * len(history)} trains on")
     return take_kept(model, folder, history)
+
+
+def build_step(model, optimizer, train_set, teacher, steps, config):
+    """step(images, labels) -> (loss, correct predictions) of every batch (steps.py): shared with
+    other processes, as one compiled call, or plain."""
+    taught_step = partial(plain_step, teacher=teacher)
+    plain = shared_step(taught_step, model, optimizer, config, len(train_set))
+    return make_step(plain, model, optimizer, *example_batch(train_set, config), steps, config)
 
 
 def example_batch(train_set, config):

@@ -24,7 +24,7 @@ import exercise_1_2
 import exercise_1_3
 import exercise_2_3
 from checkpoint import find_checkpoint, save_checkpoint
-from config import parse_config
+from config import merge, parse_config
 from dataset import load_datasets
 from exits import exit_cleanly, read_flags
 from models import build_model
@@ -575,3 +575,13 @@ def test_folders_that_are_named_from_home_are_found(digits_config, monkeypatch, 
     assert found == tmp_path / "run" / "checkpoints" / "best.pt"
     flags = ["--checkpoint=~/run/checkpoints/best.pt"]
     assert parse_config(exercise_2_3.config, {}, flags)["checkpoint"] == str(found)
+
+
+def test_a_preset_that_is_only_named_is_refused_by_main(digits_config):
+    config = exercise_1_1.config | digits_config
+    for preset, said in (("best", "nothing of it is in the config"), ("x", "none of this")):
+        with pytest.raises(ValueError, match=said):
+            exercise_1_1.main(config | {"preset": preset})
+    assert not Path(digits_config["run_dir"]).exists()
+    merged = merge(config, exercise_1_1.presets["best"] | {"deskew": False})
+    assert exercise_1_1.main(merged | {"preset": "best", "epochs": 1})["config"]["lr"] == 4e-3
