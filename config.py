@@ -87,8 +87,22 @@ def merge(base, overrides):
         below = merged.get(key)
         nested = isinstance(value, dict) and isinstance(below, dict)
         nested = nested and value.get("kind", below.get("kind")) == below.get("kind")
-        merged[key] = merge(below, value) if nested else copy.deepcopy(value)
+        merged[key] = merge(below, value) if nested else plain(value)
     return merged
+
+
+def plain(value):
+    """A deep copy of a config's value as JSON has it: NumPy's numbers, tuples, ranges and paths are
+    what a notebook may give."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [plain(inner) for inner in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    return copy.deepcopy(value)
 
 
 def flatten(config, prefix=""):

@@ -585,3 +585,15 @@ def test_a_preset_that_is_only_named_is_refused_by_main(digits_config):
     assert not Path(digits_config["run_dir"]).exists()
     merged = merge(config, exercise_1_1.presets["best"] | {"deskew": False})
     assert exercise_1_1.main(merged | {"preset": "best", "epochs": 1})["config"]["lr"] == 4e-3
+
+
+def test_numbers_and_paths_of_a_notebook_are_taken_as_what_they_are(digits_config, tmp_path):
+    config = exercise_1_1.config | digits_config
+    notebook = {"lr": np.logspace(-3, -2, 2)[0], "epochs": np.int64(1), "seeds": range(2)}
+    notebook |= {"model": {"kind": "mlp", "layers": (64, np.int32(8), 10)}}
+    results = exercise_1_1.main(config | notebook | {"run_dir": tmp_path / "seeds"})
+    written = json.loads((tmp_path / "seeds" / "config.json").read_text())
+    assert written["lr"] == 1e-3 and written["seeds"] == results["seeds"] == [0, 1]
+    assert written["model"]["layers"] == [64, 8, 10]
+    with pytest.raises(ValueError, match="lr must be a number"):  # several are not one
+        exercise_1_1.main(config | {"lr": np.logspace(-3, -2, 2)})
