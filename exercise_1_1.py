@@ -3,11 +3,11 @@
     python exercise_1_1.py                      # 50 epochs, 20 s on 2 cores
     python exercise_1_1.py --dataset digits     # no download, 5 s
     python exercise_1_1.py --preset best        # the same, trained better: 22 min for five seeds
-    python exercise_1_1.py --preset wide        # 1.3 million parameters, elastic digits
+    python exercise_1_1.py --preset wide        # 5.7 million: 46 min a seed (core, bfloat16)
     python exercise_1_1.py --seeds 0 1 2 3 4    # mean and standard deviation
 
 Five seeds on 2 cores of an AMD EPYC: test accuracy 0.9739 +- 0.0009, loss 0.089 +- 0.003; with
---preset best 0.9930 +- 0.0005, of three seeds with --preset wide 0.9948 +- 0.0007.
+--preset best 0.9930 +- 0.0005, of three seeds with --preset wide 0.9957 +- 0.0001.
 """
 
 from config import defaults, parse_config
@@ -46,18 +46,20 @@ presets = {
         "zoom": 0.1,
         "elastic": 0.5,
     },
-    "wide": {  # 1.3 million parameters, and every digit another hand's
-        "model": {"layers": [784, 800, 800, 10]},
+    "wide": {  # 5.7 million parameters, and every digit another hand's
+        "val_fraction": 0.02,
+        "keep": "last",
+        "model": {"layers": [784, 1500, 1500, 1500, 10]},
         "optimizer": "adamw",
         "lr": 1e-3,
         "weight_decay": 0.05,
-        "batch_size": 128,
+        "batch_size": 256,
         "schedule": "one_cycle",
-        "epochs": 100,
+        "epochs": 250,
         "rotate": 10.0,
         "shift": 1,
         "zoom": 0.15,
-        "elastic": 0.9,
+        "elastic": 1.2,
     },
 }
 
