@@ -4,7 +4,9 @@ import contextlib
 import copy
 import difflib
 import io
+import os
 import re
+import shutil
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -116,7 +118,7 @@ def ask_tyro(kind, **settings):
     """What tyro.cli returns; ValueError with its complaint in one line. --help prints and exits."""
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), at_least_wide(60):
             return tyro.cli(
                 kind,
                 prog=" ".join(program()),
@@ -128,6 +130,19 @@ def ask_tyro(kind, **settings):
         if stop.code in (0, None):  # --help
             raise
         raise ValueError(_in_plain_words(_first_paragraph(complaint.getvalue()))) from None
+
+
+@contextlib.contextmanager
+def at_least_wide(columns):
+    """Text is laid out for a terminal of so many columns or more; of very few tyro makes columns of
+    three letters, or does not end."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(max(columns, shutil.get_terminal_size().columns))
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS")
+        os.environ.update({"COLUMNS": before} if before is not None else {})
 
 
 def program():

@@ -597,3 +597,13 @@ def test_numbers_and_paths_of_a_notebook_are_taken_as_what_they_are(digits_confi
     assert written["model"]["layers"] == [64, 8, 10]
     with pytest.raises(ValueError, match="lr must be a number"):  # several are not one
         exercise_1_1.main(config | {"lr": np.logspace(-3, -2, 2)})
+
+
+@pytest.mark.parametrize("columns", ["1", "30"])
+def test_help_can_be_read_on_the_narrowest_terminal(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit) as ended:
+        parse_config(exercise_1_1.config, exercise_1_1.presets, ["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0 and os.environ["COLUMNS"] == columns
+    assert len(lines) < 200 and any("up to so many degrees" in line for line in lines)
