@@ -1,4 +1,4 @@
-"""Where it computes: CUDA when available, then Apple's GPU, then the CPU, and in what memory."""
+"""Where and how it computes: the device, its memory, precision and threads."""
 
 import contextlib
 import ctypes
@@ -9,7 +9,9 @@ import torch
 
 from checks import check_device
 from distributed import own_device
+from models import convolves, count_parameters
 
+LARGE = 1_000_000  # parameters: an MLP of 1.3 million takes less than half as long in bfloat16
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 keeps = False  # whether glibc keeps what is freed now
 
@@ -68,3 +70,36 @@ def freed_memory_kept() -> Iterator[None]:
         c_library.mallopt(M_MMAP_MAX, 65536)
         c_library.mallopt(M_TRIM_THRESHOLD, 2**17)
         c_library.malloc_trim(0)
+
+
+def uses_bfloat16(config, device):
+    """Whether a training computes in bfloat16: with "auto" on GPUs that have instructions for it,
+    NVIDIA's from Ampere on, since older ones emulate it, slower than float32."""
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return {"auto": native, "bfloat16": True, "float32": False}[config["precision"]]
+
+
+def advice_on_precision(model, config, device):
+    """A line for who trains on a CPU in the slower precision, "" for others. A CPU without
+    instructions for bfloat16 takes many times as long in it as in float32; with them
+    convolutions take less, and MLPs of LARGE matrices."""
+    if device.type != "cpu":
+        return ""
+    known = torch.cpu.get_capabilities()
+    native = any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # bf16: ARM
+    if uses_bfloat16(config, device) and not native:
+        return "warning: no instructions for bfloat16 here, --precision float32 is faster"
+    gains = convolves(model) or count_parameters(model) > LARGE
+    if config["precision"] == "auto" and native and gains:
+        return "this processor has instructions for bfloat16: --precision bfloat16 may be faster"
+    return ""
+
+
+@contextlib.contextmanager
+def threads_restored() -> Iterator[None]:
+    """Whatever number of threads is set inside, the one before comes back."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -24,7 +24,7 @@ from checkpoint import CheckpointWriter
 from checks import memory_bytes
 from compiled import WORTH_IT, make_step
 from dataset import draw_epoch, load_datasets, prepare
-from devices import choose_device, keep_on
+from devices import choose_device, keep_on, threads_restored, uses_bfloat16
 from evaluate import as_metrics, evaluate
 from interruption import end_with_parent, stop_requests
 from loss import mean_losses
@@ -35,9 +35,7 @@ from progress import Progress
 from steps import (
     check_finite,
     not_finite,
-    threads_restored,
     train_epoch,
-    uses_bfloat16,
 )
 from teacher import load_teacher
 from tracking import Tracker, only_writer

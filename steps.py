@@ -1,16 +1,12 @@
 """The steps of an epoch: one update of the weights, and all those over the training images."""
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator
 
 import torch
 
+from devices import uses_bfloat16
 from loss import mean_losses
-from models import convolves, count_parameters
-
-LARGE = 1_000_000  # parameters: an MLP of 1.3 million takes less than half as long in bfloat16
 
 
 def plain_step(model, optimizer, config, teacher=None):
@@ -41,42 +37,9 @@ def not_finite(loss):
     return (~loss.detach().isfinite()).float()
 
 
-def uses_bfloat16(config, device):
-    """Whether a training computes in bfloat16: with "auto" on GPUs that have instructions for it,
-    NVIDIA's from Ampere on, since older ones emulate it, slower than float32."""
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return {"auto": native, "bfloat16": True, "float32": False}[config["precision"]]
-
-
-def advice_on_precision(model, config, device):
-    """A line for who trains on a CPU in the slower precision, "" for others. A CPU without
-    instructions for bfloat16 takes many times as long in it as in float32; with them
-    convolutions take less, and MLPs of LARGE matrices."""
-    if device.type != "cpu":
-        return ""
-    known = torch.cpu.get_capabilities()
-    native = any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # bf16: ARM
-    if uses_bfloat16(config, device) and not native:
-        return "warning: no instructions for bfloat16 here, --precision float32 is faster"
-    gains = convolves(model) or count_parameters(model) > LARGE
-    if config["precision"] == "auto" and native and gains:
-        return "this processor has instructions for bfloat16: --precision bfloat16 may be faster"
-    return ""
-
-
 def batch_sizes(length, batch_size):
     """The images of every step of an epoch, over all processes."""
     return [min(batch_size, length - start) for start in range(0, length, batch_size)]
-
-
-@contextlib.contextmanager
-def threads_restored() -> Iterator[None]:
-    """Whatever number of threads is set inside, the one before comes back."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def train_epoch(step, batches, schedule, sizes=None):

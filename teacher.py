@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from checkpoint import build_trained, find_checkpoint, load_checkpoint
+from devices import uses_bfloat16
 from distributed import from_first
 from models import takes
-from steps import uses_bfloat16
 from tracking import known_sha256
 
 

@@ -22,7 +22,14 @@ from checks import data_shape, first_line, is_of_memory
 from compiled import make_step
 from config import check_unchanged, complete_config
 from dataset import ImageDataset, batches, derive_seed, shrink
-from devices import choose_device, convolutions_timed, freed_memory_kept, keep_on
+from devices import (
+    advice_on_precision,
+    choose_device,
+    convolutions_timed,
+    freed_memory_kept,
+    keep_on,
+    threads_restored,
+)
 from distributed import (
     agreement,
     average_statistics,
@@ -41,11 +48,9 @@ from outcome import leave_behind
 from plots import draw_samples
 from progress import Progress, announce, layer_table
 from steps import (
-    advice_on_precision,
     batch_sizes,
     check_finite,
     plain_step,
-    threads_restored,
     train_epoch,
 )
 from teacher import check_same_teacher, load_teacher

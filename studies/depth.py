@@ -30,11 +30,10 @@ import torch
 
 from checks import data_shape
 from config import defaults
-from devices import choose_device
+from devices import choose_device, threads_restored
 from exits import exit_cleanly, read_flags
 from files import write_json, write_whole
 from rules import CONFIG, list_of, whole
-from steps import threads_restored
 from studies.cells import about, run_cells, seed_by_seed
 from studies.depth_figures import draw_figures
 from studies.depth_networks import ARMS, LAYERS_OF_EXERCISE_1_2

@@ -7,10 +7,11 @@ from contextlib import nullcontext
 import torch
 
 from dataset import batches, derive_seed
+from devices import uses_bfloat16
 from evaluate import as_metrics, evaluate
 from models import count_parameters
 from optimisation import Schedule, make_optimizer
-from steps import batch_sizes, plain_step, train_epoch, uses_bfloat16
+from steps import batch_sizes, plain_step, train_epoch
 from studies.depth_networks import build_network, gradient_norms, layer_parameters
 
 GRADIENT_IMAGES = 256  # training images that the gradients are taken of

@@ -23,13 +23,12 @@ import torch
 import exercise_1_1
 import exercise_1_3
 from config import defaults, merge
-from devices import choose_device, freed_memory_kept
+from devices import choose_device, freed_memory_kept, threads_restored
 from evaluate import Mirrored
 from exits import exit_cleanly, read_flags
 from files import write_json
 from models import build_model, count_parameters
 from rules import SEED, list_of, whole
-from steps import threads_restored
 from studies.cells import about, run_cells, seed_by_seed
 from studies.depth_table import spread
 from studies.depth_training import judge, train_network

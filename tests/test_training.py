@@ -20,11 +20,12 @@ import training
 from checkpoint import load_checkpoint, load_model
 from config import complete_config
 from dataset import batches, load_datasets
+from devices import uses_bfloat16
 from evaluate import evaluate
 from experiment import summarise
 from models import build_model
 from optimisation import Schedule, make_optimizer, schedule_factor
-from steps import check_finite, uses_bfloat16
+from steps import check_finite
 from training import plain_step, train
 
 
