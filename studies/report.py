@@ -42,6 +42,7 @@ REFERENCE = {  # what the text reports of one run each, of the test images where
 }
 TRAINED_ON = 8522  # of Imagenette's 9,469 training images, nine in ten
 WIDE_TRAINED_ON = 8996  # nineteen in twenty
+DEPTHS = ("mlp", "cnn", "stall", "cifar10")  # the studies in results/depth/
 NETWORKS = ("best", "wide")  # that ImageNet is reckoned for, on a core and on a GPU
 BY_THE_STATUE = 3536  # the one of the text's six pictures that its network has wrong
 SAID = {  # what the text sees in the maps of its network
@@ -103,7 +104,7 @@ def render(page):
     environment.filters |= {"share": share, "percent": percent, "number": number}
     runs = load_experiments()
     benchmarks = load_json("benchmarks-amd-epyc-2-cores.json")
-    depth = {name: load_json(f"depth/{name}/results.json") for name in ("mlp", "cnn", "stall")}
+    depth = {name: load_json(f"depth/{name}/results.json") for name in DEPTHS}
     ingredients = {n: load_json(f"ingredients/{n}/results.json") for n in ("cnn", "mlp")}
     text = environment.get_template(f"{page}.jinja").render(
         runs=runs,
@@ -118,6 +119,7 @@ def render(page):
         ),
         **tell_depth(depth["mlp"]),
         cnn=tell_depth(depth["cnn"]),
+        flat=tell_depth(depth["cifar10"]),
         stall=tell_stall(depth["stall"]),
         ingredients=tell_ingredients(ingredients["cnn"]),
         mlp_ingredients=tell_ingredients(ingredients["mlp"]),

@@ -19,7 +19,7 @@ from evaluate import Flags, evaluate, load_judged
 from plots import read_metrics
 from studies import depth_table, mirrored, trust_table
 from studies.experiments import RESULTS, add, load_experiments
-from studies.report import PAGES, paired, reflow, render, share
+from studies.report import DEPTHS, PAGES, paired, reflow, render, share
 from studies.report_figures import draw_figures
 
 PAGE = pytest.mark.parametrize("page", PAGES)
@@ -67,7 +67,7 @@ def test_the_tables_of_trust_are_those_of_the_numbers_beside_them(folder):
     assert trust_table.table_of(study) + "\n" == text
 
 
-@pytest.mark.parametrize("folder", ["depth/mlp", "depth/cnn", "depth/stall"])
+@pytest.mark.parametrize("folder", [f"depth/{name}" for name in DEPTHS])
 def test_the_tables_of_depth_are_those_of_the_numbers_beside_them(folder):
     results = json.loads((RESULTS / folder / "results.json").read_text(encoding="utf-8"))
     text = (RESULTS / folder / "depth.txt").read_text(encoding="utf-8")
