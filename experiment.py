@@ -19,7 +19,7 @@ from config import (
     merge,
     read_run_config,
 )
-from devices import choose_device
+from devices import advice_on_precision, choose_device
 from distributed import alone, first_only, from_first, joined, rank, wait, world
 from ending import log_results
 from exits import exit_cleanly, exit_together
@@ -240,8 +240,10 @@ def train_fresh(config, singles):
     if fresh and not fit_together(fresh):
         return []  # then one after the other
     if fresh:
-        table = layer_table(build_model(config), data_shape(config)[0])
-        announce(choose_device(config["device"]), table, config["run_dir"])
+        model, device = build_model(config), choose_device(config["device"])
+        announce(device, layer_table(model, data_shape(config)[0]), config["run_dir"])
+        if advice := advice_on_precision(model, config, device):
+            print(advice)
     if own := fresh[rank() :: world()]:
         with alone():
             train_seeds(own)

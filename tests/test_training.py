@@ -473,6 +473,14 @@ def test_who_trains_in_the_slower_precision_is_told(
     assert f"--precision {told}" in said if told else "--precision" not in said
 
 
+def test_several_large_mlps_are_told_of_bfloat16_once(digits_config, monkeypatch, capsys):
+    known = {"avx512_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    large = {"model": {"kind": "mlp", "layers": [64, 1000, 1000, 10]}, "seeds": [0, 1]}
+    exercise_1_1.main(exercise_1_1.config | digits_config | large)
+    assert capsys.readouterr().out.count("--precision bfloat16 may be faster") == 1
+
+
 def own_memory():
     """Bytes of this process that no file stands behind."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
