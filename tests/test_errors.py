@@ -607,3 +607,10 @@ def test_help_can_be_read_on_the_narrowest_terminal(columns, monkeypatch, capsys
     lines = capsys.readouterr().out.splitlines()
     assert ended.value.code == 0 and os.environ["COLUMNS"] == columns
     assert len(lines) < 200 and any("up to so many degrees" in line for line in lines)
+
+
+def test_a_list_inside_itself_is_no_setting(digits_config):
+    endless = [1]
+    endless.append(endless)
+    with pytest.raises(ValueError, match="seeds must be a list"):
+        exercise_1_1.main(exercise_1_1.config | digits_config | {"seeds": endless})
