@@ -141,15 +141,12 @@ def train_seeds(configs):
                 check()
         except BrokenProcessPool:
             check()  # a signal to all of them may have ended one
-            begun = any(folder.glob("seed_*"))  # else the folder will be removed
+            way_out = f"--resume {folder} goes on"
+            if not any(folder.glob("seed_*")):  # none had begun, and the folder will be removed
+                way_out = "A script of your own is a file with main under if __name__ == '__main__'"
             raise ValueError(
-                "a process that trained some of the seeds "
-                + (
-                    f"was killed; was the memory enough? --resume {folder} goes on"
-                    if begun
-                    else "ended as it began: a script of your own calls main under "
-                    'if __name__ == "__main__", and is a file, or trains one seed at a time'
-                )
+                f"a process that trained some of the seeds was killed; was the memory enough? "
+                f"{way_out}"
             ) from None
         finally:
             for child in multiprocessing.active_children() if running else ():

@@ -246,3 +246,19 @@ def test_the_run_of_another_exercise_is_not_gone_on_with(forks):
     assert done.wait() == 0, done.err
     Path("run/manifest.json").unlink()  # results.json says it, too
     assert forks.start("exercise_1_2.py", "--resume", "run").wait() == 2
+
+
+@pytest.mark.slow
+def test_a_script_that_its_own_processes_would_run_again_is_told_why_nothing_trains(tmp_path):
+    settings = {"dataset": "digits", "epochs": 3000, "seeds": [0, 1], "run_dir": "run"}
+    settings |= {"wandb_mode": "disabled", "device": "cpu"}
+    script = f"import exercise_1_1\nexercise_1_1.main(exercise_1_1.config | {settings})\n"
+    (tmp_path / "own.py").write_text(script)
+    environment = os.environ | {"PYTHONPATH": str(DATA.parent), "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "own.py"], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "main under if __name__ == '__main__'" in last, done.stderr
+    assert "--resume" not in last and not (tmp_path / "run").exists()
